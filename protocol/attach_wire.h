@@ -1,0 +1,69 @@
+// The messages of the attach socket: how a same-host client gets the memory files of its tenant.
+//
+// A SOCK_SEQPACKET Unix socket; every message is one AttachMessage in the machine's own byte
+// order, with at most one file descriptor beside it.
+//
+//   client                                    server
+//   kHello   token                     ->
+//                                      <-     kWelcome  bytes = size of the generation table  +fd
+//   kWant    region                    ->
+//                                      <-     kRegion   region, bytes, writable               +fd
+//                                             or kGone when there is no such region (any more)
+//   kMapped  region (a write arena)    ->
+//                                      <-     kSealed   region: nobody can map it writable now
+//                                      <-     kGone     region: unmap it; sent unasked as well
+//   kUnmapped region                   ->     (answer to kGone: no mapping of it is left here)
+//
+// One connection per session, opened with the one-time token that KV.HELLO handed out over RESP.
+// End of file on either side ends the session's shared-memory part; what was mapped is not to
+// be trusted from then on.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "protocol/status.h"
+#include "protocol/unique_fd.h"
+
+namespace moonpool::protocol {
+
+using AttachToken = std::array<char, 32>;  // hexadecimal digits
+
+struct AttachMessage {
+  enum Type : uint32_t {
+    kHello = 1,
+    kWelcome,
+    kWant,
+    kRegion,
+    kMapped,
+    kSealed,
+    kGone,
+    kUnmapped,
+  };
+  static constexpr uint32_t kMagic = 0x4c4f504d;  // "MPOL"
+  static constexpr uint32_t kVersion = 1;
+
+  uint32_t magic = kMagic;
+  uint32_t version = kVersion;
+  uint32_t type = 0;
+  uint32_t region = 0;
+  uint64_t bytes = 0;
+  uint64_t epoch = 0;
+  uint32_t writable = 0;
+  uint32_t reserved = 0;
+  AttachToken token{};
+};
+static_assert(sizeof(AttachMessage) == 72);
+
+// Sends one message, with `fd` beside it unless it is -1.  Blocks as the socket does.
+Status SendAttachMessage(int socket, const AttachMessage& message, int fd = -1);
+
+struct ReceivedAttachMessage {
+  AttachMessage message;
+  UniqueFd fd;
+};
+// kUnavailable at end of file, kTimeout when a non-blocking socket has nothing, kProtocol when
+// the bytes are not a message of this version.
+Result<ReceivedAttachMessage> ReceiveAttachMessage(int socket);
+
+}  // namespace moonpool::protocol

@@ -1,0 +1,126 @@
+// The server: what belongs together for as long as the process runs.
+//
+//   main -> Server::Start -> listeners, loops, upkeep, attach server
+//        -> Server::WaitForShutdown -> Stop: listeners first, then loops (drained), then the rest
+//
+// Threads: Start and Stop the main thread; the accessors any.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "protocol/mutex.h"
+#include "protocol/status.h"
+#include "server/client_info.h"
+#include "server/config.h"
+#include "server/counter.h"
+#include "server/loop.h"
+#include "server/placement.h"
+#include "storage/tenant.h"
+#include "storage/upkeep.h"
+
+namespace moonpool::server {
+
+class AttachServer;
+class Background;
+class Listener;
+struct SessionInfo;
+
+class Server {
+ public:
+  explicit Server(Config& config);
+  ~Server();
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  // Everything up to answering clients.  The error says what to change.
+  Status Start();
+  // Returns when somebody called RequestShutdown (SIGTERM, SIGINT, SHUTDOWN).
+  void WaitForShutdown();
+  void RequestShutdown();
+  // Drains and stops.  Idempotent.
+  void Stop();
+
+  Config& config() { return config_; }
+  ClientRegistry& clients() { return clients_; }
+  storage::Tenant& default_tenant() { return *tenants_.front(); }
+  const std::vector<std::unique_ptr<storage::Tenant>>& tenants() const { return tenants_; }
+  const std::vector<std::unique_ptr<Loop>>& loops() const { return loops_; }
+  const Placement& placement() const { return placement_; }
+  Background& background() { return *background_; }
+  // Null when shared memory is switched off.
+  AttachServer* attach_server() { return attach_server_.get(); }
+
+  bool password_required() const { return password_required_.load(std::memory_order_relaxed); }
+  bool CheckPassword(std::string_view password) const;
+  // The keyspace is too large for the processor's caches.
+  bool prefetch() const { return prefetch_.load(std::memory_order_relaxed); }
+
+  // A new session's number, never used twice.
+  uint64_t NextSessionId() { return next_session_.fetch_add(1, std::memory_order_relaxed); }
+  void AddSession(std::shared_ptr<SessionInfo> info);
+  void RemoveSession(uint64_t id);
+  std::vector<std::shared_ptr<SessionInfo>> Sessions() const;
+  // 40 hexadecimal digits, new with every start.
+  const std::string& run_id() const { return run_id_; }
+  uint64_t epoch() const { return epoch_; }
+  // Names this host as long as it is up; equal on both sides of a shared-memory path.
+  const std::string& host_id() const { return host_id_; }
+  int64_t start_ms() const { return start_ms_; }
+  int port() const { return port_; }
+
+  // Sum over the loops.
+  uint64_t Total(Counter LoopStats::* counter) const;
+  void ResetStats();
+  uint64_t rejected_connections() const {
+    return rejected_connections_.load(std::memory_order_relaxed);
+  }
+  uint64_t ops_per_second() const { return ops_per_second_.load(std::memory_order_relaxed); }
+
+  // A new connection, from a listener.  Any thread.
+  void Accepted(UniqueFd fd, ConnectionOrigin origin);
+
+ private:
+  Status CreateTenants();
+  Status Listen();
+  void InstallHooks();
+  // Keeps what is derived from counters now and then.
+  void Tick();
+
+  Config& config_;
+  ClientRegistry clients_;
+  Placement placement_;
+  std::vector<std::unique_ptr<storage::Tenant>> tenants_;
+  std::unique_ptr<Background> background_;
+  std::unique_ptr<storage::Upkeep> upkeep_;
+  std::vector<std::unique_ptr<Loop>> loops_;
+  std::unique_ptr<AttachServer> attach_server_;
+  std::unique_ptr<Listener> listener_;
+  std::thread ticker_;
+
+  std::atomic<bool> password_required_{false};
+  std::atomic<bool> prefetch_{false};
+  std::atomic<uint64_t> next_session_{1};
+  mutable Mutex sessions_mu_;
+  std::map<uint64_t, std::shared_ptr<SessionInfo>> sessions_ GUARDED_BY(sessions_mu_);
+  std::atomic<uint64_t> next_loop_{0};
+  std::atomic<uint64_t> rejected_connections_{0};
+  std::atomic<uint64_t> ops_per_second_{0};
+  std::string run_id_;
+  uint64_t epoch_ = 0;
+  std::string host_id_;
+  int64_t start_ms_ = 0;
+  int port_ = 0;
+  bool stopped_ = false;
+
+  Mutex shutdown_mu_;
+  CondVar shutdown_changed_;
+  bool shutdown_ GUARDED_BY(shutdown_mu_) = false;
+  bool ticker_stop_ GUARDED_BY(shutdown_mu_) = false;
+};
+
+}  // namespace moonpool::server

@@ -1,0 +1,88 @@
+// Commands about the server as a whole.
+#include <chrono>
+
+#include "protocol/glob.h"
+#include "server/command_families.h"
+#include "server/connection.h"
+#include "server/log.h"
+#include "server/loop.h"
+#include "server/server.h"
+#include "server/values.h"
+#include "storage/heap.h"
+#include "storage/tenant.h"
+
+namespace moonpool::server {
+
+namespace {
+
+using protocol::EqualsIgnoreCase;
+
+void Time(Context& c) {
+  const auto us = std::chrono::duration_cast<std::chrono::microseconds>(
+                      std::chrono::system_clock::now().time_since_epoch())
+                      .count();
+  c.reply.Array(2);
+  c.reply.BulkInteger(us / 1000000);
+  c.reply.BulkInteger(us % 1000000);
+}
+
+void Shutdown(Context& c) {
+  for (size_t i = 1; i < c.size(); ++i) {
+    if (EqualsIgnoreCase(c[i], "ABORT")) return c.Error("ERR No shutdown in progress.");
+    // There is nothing to save, so both mean the same; NOW and FORCE skip waits that do not exist.
+    if (!EqualsIgnoreCase(c[i], "SAVE") && !EqualsIgnoreCase(c[i], "NOSAVE") &&
+        !EqualsIgnoreCase(c[i], "NOW") && !EqualsIgnoreCase(c[i], "FORCE")) {
+      return c.SyntaxError();
+    }
+  }
+  Log(LogLevel::kWarning, "client {} requested a shutdown", c.connection.info().address);
+  // Like redis-server, no reply: the connection closes when the server is gone.
+  c.connection.CloseAfterReply();
+  c.server.RequestShutdown();
+}
+
+void MemoryUsage(Context& c) {
+  for (size_t i = 3; i < c.size(); i += 2) {
+    // Sampling makes no difference to strings.
+    if (!EqualsIgnoreCase(c[i], "SAMPLES") || i + 1 == c.size()) return c.SyntaxError();
+    const auto samples = c.Integer(i + 1);
+    if (!samples) return;
+    if (*samples < 0) return c.SyntaxError();
+  }
+  storage::KeyLock lock(c.keyspace(), c[2], c.now_ms);
+  const storage::Entry* entry = lock.key.Find();
+  if (entry == nullptr) return c.reply.Null();
+  uint64_t bytes = entry->block_bytes() + sizeof(uint64_t);  // and its place in the table
+  if (entry->has(storage::Entry::kBulk)) {
+    bytes += sizeof(storage::BulkValue) +
+             storage::ExtentAllocator::RoundUp(entry->bulk()->length());
+  }
+  c.reply.Integer(static_cast<int64_t>(bytes));
+}
+
+const Command kMemory[] = {
+    {"help", CommandHelp, 2, kLoading | kStale, NoKeys(), "", "server", "4.0.0", "O(1)",
+     "Returns helpful text about the different subcommands.", ""},
+    {"usage", MemoryUsage, -3, kReadOnly, KeyRange(2, 2, 1, "RO"), "", "server", "4.0.0", "O(1)",
+     "Estimates the memory usage of a key.", "key [SAMPLES count]"},
+};
+
+const Command kCommands[] = {
+    kCommandCommand,
+    kConfigCommand,
+    {"info", InfoCommand, -1, kLoading | kStale, NoKeys(), "dangerous", "server", "1.0.0", "O(1)",
+     "Returns information and statistics about the server.", "[section [section ...]]"},
+    {"memory", UnknownSubcommand, -2, 0, NoKeys(), "", "server", "4.0.0",
+     "Depends on subcommand.", "A container for memory diagnostics commands.", "", {}, kMemory},
+    {"shutdown", Shutdown, -1, kAdmin | kNoScript | kLoading | kStale | kNoMulti, NoKeys(), "",
+     "server", "1.0.0", "O(1)", "Shuts the server down, after clients got their replies.",
+     "[NOSAVE | SAVE] [NOW] [FORCE] [ABORT]"},
+    {"time", Time, 1, kLoading | kStale | kFast, NoKeys(), "", "server", "2.6.0", "O(1)",
+     "Returns the server time.", ""},
+};
+
+}  // namespace
+
+std::span<const Command> ServerCommands() { return kCommands; }
+
+}  // namespace moonpool::server

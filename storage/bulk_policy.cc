@@ -1,0 +1,78 @@
+#include "storage/bulk_policy.h"
+
+namespace moonpool::storage {
+
+std::unique_ptr<EvictionPolicy> BulkPolicy::Make(MaxmemoryPolicy policy) {
+  switch (policy) {
+    case MaxmemoryPolicy::kAllKeysLfu:
+    case MaxmemoryPolicy::kVolatileLfu:
+      return MakeLfuPolicy();
+    case MaxmemoryPolicy::kAllKeysS3Fifo:
+      return MakeS3FifoPolicy();
+    case MaxmemoryPolicy::kAllKeysRandom:
+    case MaxmemoryPolicy::kVolatileRandom:
+      return MakeRandomPolicy();
+    case MaxmemoryPolicy::kVolatileTtl:
+      return MakeTtlPolicy();
+    case MaxmemoryPolicy::kNoEviction:
+    case MaxmemoryPolicy::kAllKeysLru:
+    case MaxmemoryPolicy::kVolatileLru:
+      return MakeLruPolicy();
+  }
+  __builtin_unreachable();
+}
+
+void BulkPolicy::Change(MaxmemoryPolicy policy) {
+  std::unique_ptr<EvictionPolicy> next = Make(policy);
+  MutexLock lock(mu_);
+  while (PolicyItem* item = policy_->Victim()) {
+    item->in_policy = false;
+    policy_->Remove(item, false);
+  }
+  policy_ = std::move(next);
+}
+
+void BulkPolicy::Link(BulkValue* value, int64_t expiry_ms) {
+  MutexLock lock(mu_);
+  if (value->in_policy) return;
+  value->in_policy = true;
+  value->key_hash = value->owner_hash();
+  value->rank = static_cast<uint64_t>(expiry_ms);
+  policy_->Insert(value);
+}
+
+void BulkPolicy::Unlink(BulkValue* value, bool evicted) {
+  MutexLock lock(mu_);
+  if (!value->in_policy) return;
+  value->in_policy = false;
+  policy_->Remove(value, evicted);
+}
+
+void BulkPolicy::Replace(BulkValue* value, BulkValue* replacement) {
+  MutexLock lock(mu_);
+  if (!value->in_policy) return;
+  value->in_policy = false;
+  replacement->in_policy = true;
+  policy_->Replace(value, replacement);
+}
+
+void BulkPolicy::Touch(std::span<BulkValue* const> values) {
+  MutexLock lock(mu_);
+  for (BulkValue* value : values) {
+    if (value->in_policy) policy_->Access(value);
+  }
+}
+
+ValueRef BulkPolicy::Victim() {
+  MutexLock lock(mu_);
+  PolicyItem* item = policy_->Victim();
+  // While it is linked, its entry's reference keeps it alive.
+  return item == nullptr ? ValueRef() : ValueRef::Share(static_cast<BulkValue*>(item));
+}
+
+void BulkPolicy::Spare(const ValueRef& value) {
+  MutexLock lock(mu_);
+  if (value->in_policy) policy_->Spare(value.get());
+}
+
+}  // namespace moonpool::storage

@@ -1,0 +1,61 @@
+// The bulk values of one tenant in the order in which they would be evicted.
+//
+// Threads: any; mu_ is a leaf lock.  Owns the policy, not the values: a value is linked while an
+// entry of the keyspace refers to it (under volatile-*: one with an expiry), and unlinked before
+// that entry lets go of it.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "protocol/mutex.h"
+#include "storage/bulk_value.h"
+#include "storage/eviction_policy.h"
+
+namespace moonpool::storage {
+
+enum class MaxmemoryPolicy {
+  kNoEviction,
+  kAllKeysLru,
+  kAllKeysLfu,
+  kAllKeysS3Fifo,
+  kAllKeysRandom,
+  kVolatileLru,
+  kVolatileLfu,
+  kVolatileRandom,
+  kVolatileTtl,
+};
+
+constexpr bool VolatileOnly(MaxmemoryPolicy policy) {
+  return policy >= MaxmemoryPolicy::kVolatileLru;
+}
+
+class BulkPolicy {
+ public:
+  explicit BulkPolicy(MaxmemoryPolicy policy) : policy_(Make(policy)) {}
+
+  // Starts over with an empty policy; the keyspace links its values again (Keyspace::Relink).
+  void Change(MaxmemoryPolicy policy);
+
+  // `expiry_ms`: when the value's key expires, for the policies that look at it; 0: never.
+  // Nothing when it is linked already.
+  void Link(BulkValue* value, int64_t expiry_ms);
+  void Unlink(BulkValue* value, bool evicted);  // nothing when it is not linked
+  void Replace(BulkValue* value, BulkValue* replacement);
+  // Values just read, in order.  The caller holds a reference to each; one that was unlinked
+  // meanwhile is passed over.
+  void Touch(std::span<BulkValue* const> values);
+
+  // The next victim, pinned; empty when there is none.  It stays linked.
+  ValueRef Victim();
+  void Spare(const ValueRef& value);
+
+ private:
+  static std::unique_ptr<EvictionPolicy> Make(MaxmemoryPolicy policy);
+
+  Mutex mu_;
+  std::unique_ptr<EvictionPolicy> policy_ PT_GUARDED_BY(mu_);
+};
+
+}  // namespace moonpool::storage

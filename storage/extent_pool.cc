@@ -1,0 +1,382 @@
+#include "storage/extent_pool.h"
+
+#include <algorithm>
+#include <atomic>
+
+namespace moonpool::storage {
+
+namespace {
+
+// One slice of faulting in ahead: long enough to be worth the lock, short enough to stop soon.
+constexpr uint64_t kPopulateSlice = 32ull << 20;
+
+// Unique within the process, so that no session can take one tenant's region for another's.
+std::atomic<uint32_t> next_region_id{1};
+
+uint64_t RoundUpTo(uint64_t bytes, uint64_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+}  // namespace
+
+void ValueRef::Destroy(BulkValue* value) { value->pool_->Destroy(value); }
+
+ValueRef WriteHandle::Publish(std::optional<uint32_t> crc) && {
+  return std::exchange(pool_, nullptr)->Publish(extent_, crc);
+}
+
+void WriteHandle::Abort() {
+  if (pool_ != nullptr) std::exchange(pool_, nullptr)->Recycle(extent_);
+}
+
+Result<std::unique_ptr<ExtentPool>> ExtentPool::Create(const PoolOptions& options,
+                                                       MemoryBudget* budget) {
+  std::unique_ptr<ExtentPool> pool(new ExtentPool(options, budget));
+  auto generations = GenerationTable::Create(options.generation_slots);
+  if (!generations) return tl::unexpected<Error>(std::move(generations.error()));
+  pool->generations_ = std::move(*generations);
+  return pool;
+}
+
+ExtentPool::~ExtentPool() {
+  MutexLock lock(mu_);
+  for (const auto& [id, region] : regions_) {
+    MOONPOOL_CHECK(region->extents == 0);
+    budget_->ReleaseRegion(region->region->bytes());
+  }
+}
+
+Result<WriteHandle> ExtentPool::Reserve(uint64_t length) {
+  return ReserveIn(Region::Kind::kShared, kNoSession, length);
+}
+
+Result<WriteHandle> ExtentPool::ReserveInArena(SessionId session, uint64_t length) {
+  return ReserveIn(Region::Kind::kArena, session, length);
+}
+
+Result<WriteHandle> ExtentPool::ReserveIn(Region::Kind kind, SessionId session,
+                                          uint64_t length) {
+  MOONPOOL_CHECK(length > 0);
+  {
+    MutexLock lock(mu_);
+    if (auto extent = TakeExtent(kind, session, length)) return WriteHandle(this, *extent);
+  }
+  Status added = AddRegion(kind, session, length);
+  MutexLock lock(mu_);
+  if (added) {
+    if (auto extent = TakeExtent(kind, session, length)) return WriteHandle(this, *extent);
+  } else {
+    pressure_ = true;
+    if (added.error().code != ErrorCode::kOutOfMemory) {
+      return tl::unexpected<Error>(std::move(added.error()));
+    }
+  }
+  return Fail(ErrorCode::kOutOfMemory, "no free extent of " + std::to_string(length) + " bytes");
+}
+
+bool ExtentPool::CouldHold(uint64_t length) const {
+  MutexLock lock(mu_);
+  return budget_->region_bytes() + RoundUpTo(length, kHugePageBytes) <= budget_->limit() ||
+         std::any_of(regions_.begin(), regions_.end(), [length](const auto& entry) {
+           return !entry.second->draining && entry.second->region->bytes() >= length;
+         });
+}
+
+std::optional<Extent> ExtentPool::TakeExtent(Region::Kind kind, SessionId session,
+                                             uint64_t length) {
+  const std::vector<PoolRegion*>& regions =
+      kind == Region::Kind::kShared ? shared_ : arenas_[session];
+  for (PoolRegion* region : regions) {
+    const auto offset = region->allocator.Allocate(length);
+    if (!offset) continue;
+    const auto slot = generations_->Take();
+    if (!slot) {
+      region->allocator.Free(*offset, length);
+      return std::nullopt;
+    }
+    ++region->extents;
+    budget_->AddExtent(static_cast<int64_t>(ExtentAllocator::RoundUp(length)));
+    const uint64_t generation =
+        generations_->counter(*slot).load(std::memory_order_relaxed);
+    // Half of the newest region is gone: time to prepare the next.
+    if (kind == Region::Kind::kShared && region == regions.back() &&
+        region->allocator.free_bytes() < region->region->bytes() / 2) {
+      grow_ahead_ = true;
+    }
+    return Extent{region->region.get(), *offset, length, *slot, generation};
+  }
+  return std::nullopt;
+}
+
+Status ExtentPool::AddRegion(Region::Kind kind, SessionId session, uint64_t least_bytes) {
+  const bool shared = kind == Region::Kind::kShared;
+  const uint64_t usual = shared ? options_.region_bytes : options_.arena_bytes;
+  const uint64_t least = RoundUpTo(least_bytes, kHugePageBytes);
+  // Arenas must never take the place of the last shared region.
+  uint64_t spare = 0;
+  if (!shared) {
+    MutexLock lock(mu_);
+    if (shared_.empty()) spare = options_.region_bytes;
+  }
+  uint64_t bytes = std::max(usual, least);
+  if (!budget_->TakeRegion(bytes, spare)) {
+    bytes = std::max(RoundUpTo(usual / 8, kHugePageBytes), least);
+    if (!budget_->TakeRegion(bytes, spare)) {
+      return Fail(ErrorCode::kOutOfMemory, "the memory limit leaves no room for a region of " +
+                                               std::to_string(bytes) + " bytes");
+    }
+  }
+  auto region = Region::Create(next_region_id.fetch_add(1, std::memory_order_relaxed), kind,
+                               bytes, options_.region);
+  if (!region) {
+    budget_->ReleaseRegion(bytes);
+    return tl::unexpected<Error>(std::move(region.error()));
+  }
+  const uint32_t id = (*region)->id();
+  auto added = std::make_unique<PoolRegion>(std::shared_ptr<Region>(std::move(*region)), session);
+  MutexLock lock(mu_);
+  (shared ? shared_ : arenas_[session]).push_back(added.get());
+  regions_.emplace(id, std::move(added));
+  return {};
+}
+
+ValueRef ExtentPool::Publish(const Extent& extent, std::optional<uint32_t> crc) {
+  auto* value = new BulkValue();
+  value->pool_ = this;
+  value->extent_ = extent;
+  value->crc_ = crc;
+  value->policy_bytes = ExtentAllocator::RoundUp(extent.length);
+  MutexLock lock(mu_);
+  if (by_slot_.size() <= extent.slot) by_slot_.resize(extent.slot + 1);
+  by_slot_[extent.slot] = value;
+  return ValueRef::Adopt(value);
+}
+
+ValueRef ExtentPool::Alias(const BulkValue& value) {
+  auto* alias = new BulkValue();
+  alias->pool_ = this;
+  alias->extent_ = value.extent_;
+  alias->crc_ = value.crc_;
+  alias->policy_bytes = value.policy_bytes;
+  MutexLock lock(mu_);
+  BulkValue*& first = by_slot_[value.extent_.slot];
+  alias->next_alias_ = first;
+  first = alias;
+  return ValueRef::Adopt(alias);
+}
+
+void ExtentPool::Recycle(const Extent& extent) {
+  MutexLock lock(mu_);
+  FreeExtent(extent);
+}
+
+void ExtentPool::Destroy(BulkValue* value) {
+  {
+    MutexLock lock(mu_);
+    BulkValue** link = &by_slot_[value->extent_.slot];
+    while (*link != value) link = &(*link)->next_alias_;
+    *link = value->next_alias_;
+    if (by_slot_[value->extent_.slot] == nullptr) FreeExtent(value->extent_);
+  }
+  delete value;
+}
+
+void ExtentPool::FreeExtent(const Extent& extent) {
+  // Readers that copied from here learn it before the next writer can touch a byte.
+  protocol::BumpGeneration(generations_->counter(extent.slot));
+  PoolRegion& region = *regions_.at(extent.region->id());
+  region.allocator.Free(extent.offset, extent.length);
+  --region.extents;
+  generations_->GiveBack(extent.slot);
+  budget_->AddExtent(-static_cast<int64_t>(ExtentAllocator::RoundUp(extent.length)));
+}
+
+std::shared_ptr<Region> ExtentPool::FindRegion(uint32_t id) const {
+  MutexLock lock(mu_);
+  const auto found = regions_.find(id);
+  if (found == regions_.end() || found->second->told_gone) return nullptr;
+  return found->second->region;
+}
+
+std::vector<RegionInfo> ExtentPool::Regions() const {
+  std::vector<RegionInfo> infos;
+  MutexLock lock(mu_);
+  for (const auto& [id, region] : regions_) {
+    RegionInfo info;
+    info.id = id;
+    info.kind = region->region->kind();
+    info.session = region->session;
+    info.draining = region->draining;
+    info.huge_pages = region->region->huge_pages();
+    info.bytes = region->region->bytes();
+    info.populated_bytes = region->populated;
+    info.extent_bytes = info.bytes - region->allocator.free_bytes();
+    info.extents = region->extents;
+    infos.push_back(info);
+  }
+  std::sort(infos.begin(), infos.end(),
+            [](const RegionInfo& a, const RegionInfo& b) { return a.id < b.id; });
+  return infos;
+}
+
+bool ExtentPool::MayMapWritable(SessionId session, uint32_t id) const {
+  MutexLock lock(mu_);
+  const auto found = regions_.find(id);
+  return found != regions_.end() && session != kNoSession &&
+         found->second->session == session && !found->second->sealed &&
+         !found->second->draining;
+}
+
+Status ExtentPool::ArenaMapped(SessionId session, uint32_t id) {
+  std::shared_ptr<Region> region;
+  {
+    MutexLock lock(mu_);
+    const auto found = regions_.find(id);
+    if (found == regions_.end() || session == kNoSession || found->second->session != session) {
+      return Fail(ErrorCode::kPermissionDenied,
+                  "region " + std::to_string(id) + " is no arena of this session");
+    }
+    if (found->second->sealed) return {};
+    region = found->second->region;
+  }
+  if (Status sealed = region->SealArena(); !sealed) return sealed;
+  MutexLock lock(mu_);
+  const auto found = regions_.find(id);
+  if (found != regions_.end()) found->second->sealed = true;
+  return {};
+}
+
+bool ExtentPool::ArenaSealed(uint32_t id) const {
+  MutexLock lock(mu_);
+  const auto found = regions_.find(id);
+  return found != regions_.end() && found->second->sealed;
+}
+
+void ExtentPool::SessionEnded(SessionId session) {
+  MutexLock lock(mu_);
+  const auto arenas = arenas_.find(session);
+  if (arenas == arenas_.end()) return;
+  for (PoolRegion* arena : std::vector<PoolRegion*>(arenas->second)) DrainRegion(*arena);
+  arenas_.erase(session);
+}
+
+void ExtentPool::DrainRegion(PoolRegion& region) {
+  region.draining = true;
+  region.populating = false;
+  if (region.region->kind() == Region::Kind::kShared) {
+    std::erase(shared_, &region);
+  } else {
+    std::erase(arenas_[region.session], &region);
+  }
+}
+
+bool ExtentPool::RetireOne(SessionId keep_for) {
+  MutexLock lock(mu_);
+  PoolRegion* best = nullptr;
+  double best_share = 2;
+  for (const auto& [id, region] : regions_) {
+    if (region->draining) return true;  // one at a time
+    const bool shared = region->region->kind() == Region::Kind::kShared;
+    if (shared ? shared_.size() < 2 : region->session == keep_for) continue;
+    const double share = 1 - static_cast<double>(region->allocator.free_bytes()) /
+                                 static_cast<double>(region->region->bytes());
+    if (share < best_share) {
+      best = region.get();
+      best_share = share;
+    }
+  }
+  if (best == nullptr) return false;
+  DrainRegion(*best);
+  return true;
+}
+
+std::vector<ValueRef> ExtentPool::Draining(size_t count) const {
+  std::vector<ValueRef> values;
+  MutexLock lock(mu_);
+  const bool any = std::any_of(regions_.begin(), regions_.end(), [](const auto& entry) {
+    return entry.second->draining && entry.second->extents > 0;
+  });
+  if (!any) return values;
+  for (BulkValue* first : by_slot_) {
+    if (first == nullptr || !regions_.at(first->extent_.region->id())->draining) continue;
+    for (BulkValue* value = first; value != nullptr; value = value->next_alias_) {
+      // One whose last reference is just going is about to leave by itself.
+      uint32_t references = value->references_.load(std::memory_order_relaxed);
+      while (references > 0 && !value->references_.compare_exchange_weak(
+                                   references, references + 1, std::memory_order_relaxed)) {
+      }
+      if (references > 0) values.push_back(ValueRef::Adopt(value));
+    }
+    if (values.size() >= count) break;
+  }
+  return values;
+}
+
+bool ExtentPool::TakePressure() {
+  MutexLock lock(mu_);
+  return std::exchange(pressure_, false);
+}
+
+bool ExtentPool::Maintain() {
+  bool grow = false;
+  {
+    MutexLock lock(mu_);
+    grow = std::exchange(grow_ahead_, false);
+  }
+  if (grow) {
+    // Ahead of need only; when the budget has no room, reservations will find out themselves.
+    [[maybe_unused]] const Status added = AddRegion(Region::Kind::kShared, kNoSession, 1);
+  }
+  const bool populated = PopulateSlice();
+  const bool gave_up = GiveUpEmpty();
+  return populated || gave_up;
+}
+
+bool ExtentPool::PopulateSlice() {
+  std::shared_ptr<Region> region;
+  uint64_t offset = 0;
+  {
+    MutexLock lock(mu_);
+    for (const auto& [id, candidate] : regions_) {
+      if (!candidate->populating) continue;
+      region = candidate->region;
+      offset = candidate->populated;
+      break;
+    }
+  }
+  if (region == nullptr) return false;
+  const uint64_t length = std::min(kPopulateSlice, region->bytes() - offset);
+  const bool populated = region->Populate(offset, length);
+  MutexLock lock(mu_);
+  const auto found = regions_.find(region->id());
+  if (found == regions_.end()) return true;
+  PoolRegion& pool_region = *found->second;
+  pool_region.populated = offset + length;
+  if (!populated || pool_region.populated == region->bytes()) pool_region.populating = false;
+  return true;
+}
+
+bool ExtentPool::GiveUpEmpty() {
+  std::vector<std::shared_ptr<Region>> empty;
+  std::vector<uint32_t> untold;
+  {
+    MutexLock lock(mu_);
+    for (const auto& [id, region] : regions_) {
+      if (!region->draining || region->extents > 0) continue;
+      empty.push_back(region->region);
+      if (!std::exchange(region->told_gone, true)) untold.push_back(id);
+    }
+  }
+  if (on_gone_) {
+    for (const uint32_t id : untold) on_gone_(id);
+  }
+  bool any = false;
+  for (const std::shared_ptr<Region>& region : empty) {
+    if (region->kind() == Region::Kind::kArena && !region->ProveNoWriters()) continue;
+    MutexLock lock(mu_);
+    regions_.erase(region->id());
+    budget_->ReleaseRegion(region->bytes());
+    any = true;
+  }
+  return any;
+}
+
+}  // namespace moonpool::storage

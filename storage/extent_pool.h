@@ -1,0 +1,153 @@
+// The regions of one tenant, and the extents in them.
+//
+// Life of an extent:
+//   1. Reserve() / ReserveInArena() takes it off a region's free list, with a generation slot.
+//   2. The writer fills it: the server in a shared region, the session's client in a write arena.
+//   3. WriteHandle::Publish() makes it a BulkValue; or the handle is dropped (-> 5).
+//   4. The last ValueRef goes: nobody may read it with the server's consent any more.
+//   5. The generation is incremented, a full fence, and only then it is free again.
+//
+// Life of a region: active -> draining (nothing new is reserved in it; Evictor moves or evicts
+// what lives in it) -> empty -> gone.  An arena is given up only when F_SEAL_WRITE proves that no
+// client can write to it any more; until then it counts against the budget.
+//
+// Threads: any; mu_ is a leaf lock.  The budget must outlive the pool; the pool must outlive
+// every handle.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "protocol/mutex.h"
+#include "protocol/status.h"
+#include "storage/bulk_value.h"
+#include "storage/extent_allocator.h"
+#include "storage/generation_table.h"
+#include "storage/memory_budget.h"
+#include "storage/region.h"
+
+namespace moonpool::storage {
+
+using SessionId = uint64_t;
+inline constexpr SessionId kNoSession = 0;
+
+struct PoolOptions {
+  uint64_t region_bytes = 1ull << 30;
+  uint64_t arena_bytes = 256ull << 20;
+  uint32_t generation_slots = 1u << 20;
+  RegionOptions region;
+};
+
+struct RegionInfo {
+  uint32_t id = 0;
+  Region::Kind kind = Region::Kind::kShared;
+  SessionId session = kNoSession;  // an arena's writer, while its session lives
+  bool draining = false;
+  bool huge_pages = false;
+  uint64_t bytes = 0;
+  uint64_t populated_bytes = 0;
+  uint64_t extent_bytes = 0;
+  uint64_t extents = 0;
+};
+
+class ExtentPool {
+ public:
+  static Result<std::unique_ptr<ExtentPool>> Create(const PoolOptions& options,
+                                                    MemoryBudget* budget);
+  ~ExtentPool();
+
+  // --- writing -----------------------------------------------------------------------------
+  // An extent the server itself writes.  `length` > 0.  kOutOfMemory when none is free.
+  Result<WriteHandle> Reserve(uint64_t length);
+  // An extent the session's client writes.
+  Result<WriteHandle> ReserveInArena(SessionId session, uint64_t length);
+  // False when no region, now or after making one, could hold so long a value at all.
+  bool CouldHold(uint64_t length) const;
+  // A second value showing the same extent (COPY).
+  ValueRef Alias(const BulkValue& value);
+
+  // --- reading -----------------------------------------------------------------------------
+  const GenerationTable& generations() const { return *generations_; }
+  // Null when there is no such region (any more).
+  std::shared_ptr<Region> FindRegion(uint32_t id) const;
+  std::vector<RegionInfo> Regions() const;
+
+  // --- arenas ------------------------------------------------------------------------------
+  // True when `session` may map the region read-write now.
+  bool MayMapWritable(SessionId session, uint32_t region) const;
+  // The session's client says that it has mapped its arena: seal it for everybody else.
+  Status ArenaMapped(SessionId session, uint32_t region);
+  // False until ArenaMapped(): nothing may be committed before.
+  bool ArenaSealed(uint32_t region) const;
+  // The session is over; its arenas drain.  Its reservations must be gone.
+  void SessionEnded(SessionId session);
+
+  // --- upkeep, on a background thread --------------------------------------------------------
+  // Called without locks for regions clients should unmap.  Set once, before the first use.
+  void set_on_gone(std::function<void(uint32_t region)> on_gone) { on_gone_ = std::move(on_gone); }
+  // Does one slice of what is due: faulting memory in, making the next region ahead of need,
+  // giving up empty regions.  True when there is more to do at once.
+  bool Maintain();
+  // Starts to drain the region that is cheapest to empty, so that its memory can be used
+  // otherwise; `keep_for` names a session whose arenas are left alone.  False: none qualifies.
+  bool RetireOne(SessionId keep_for = kNoSession);
+  // Values in draining regions, at most `count`.
+  std::vector<ValueRef> Draining(size_t count) const;
+  // True when a reservation failed for want of budget since the last call.
+  bool TakePressure();
+
+ private:
+  friend class WriteHandle;
+  friend class ValueRef;
+
+  struct PoolRegion {
+    PoolRegion(std::shared_ptr<Region> r, SessionId s)
+        : region(std::move(r)), allocator(region->bytes()), session(s) {}
+    std::shared_ptr<Region> region;
+    ExtentAllocator allocator;
+    SessionId session;  // of an arena
+    bool sealed = false;
+    bool draining = false;
+    bool told_gone = false;
+    bool populating = true;
+    uint64_t populated = 0;  // bytes faulted in ahead, from the start
+    uint64_t extents = 0;
+  };
+
+  ExtentPool(const PoolOptions& options, MemoryBudget* budget)
+      : options_(options), budget_(budget) {}
+
+  Result<WriteHandle> ReserveIn(Region::Kind kind, SessionId session, uint64_t length);
+  std::optional<Extent> TakeExtent(Region::Kind kind, SessionId session, uint64_t length)
+      REQUIRES(mu_);
+  Status AddRegion(Region::Kind kind, SessionId session, uint64_t least_bytes) EXCLUDES(mu_);
+  void DrainRegion(PoolRegion& region) REQUIRES(mu_);
+  bool PopulateSlice() EXCLUDES(mu_);
+  bool GiveUpEmpty() EXCLUDES(mu_);
+  void FreeExtent(const Extent& extent) REQUIRES(mu_);
+
+  // For the handles.
+  ValueRef Publish(const Extent& extent, std::optional<uint32_t> crc) EXCLUDES(mu_);
+  void Recycle(const Extent& extent) EXCLUDES(mu_);
+  void Destroy(BulkValue* value) EXCLUDES(mu_);
+
+  const PoolOptions options_;
+  MemoryBudget* const budget_;
+  std::function<void(uint32_t)> on_gone_;
+  std::unique_ptr<GenerationTable> generations_;  // its free list under mu_
+
+  mutable Mutex mu_;
+  std::unordered_map<uint32_t, std::unique_ptr<PoolRegion>> regions_ GUARDED_BY(mu_);
+  // Regions new extents may come from, oldest first: shared ones, and arenas by session.
+  std::vector<PoolRegion*> shared_ GUARDED_BY(mu_);
+  std::unordered_map<SessionId, std::vector<PoolRegion*>> arenas_ GUARDED_BY(mu_);
+  // By generation slot, the values that show that extent, linked through next_alias_.
+  std::vector<BulkValue*> by_slot_ GUARDED_BY(mu_);
+  bool grow_ahead_ GUARDED_BY(mu_) = true;  // make a shared region before it is needed
+  bool pressure_ GUARDED_BY(mu_) = false;
+};
+
+}  // namespace moonpool::storage

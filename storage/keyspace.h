@@ -1,0 +1,266 @@
+// The keys of one tenant: lock-striped tables of entries.
+//
+// Commands lock the stripes of their keys (KeyLock for one key, KeysLock for several), then read
+// and change entries through Key cursors.  The lock makes the command atomic; it is held across
+// no system call, no allocation of an extent, and no callback.
+//
+// Lock order: stripes by ascending index; then, as leaves, BulkPolicy and ExtentPool.
+//
+// Time comes from the caller (`now_ms`, Unix milliseconds, one reading per batch of commands). An
+// entry whose expiry has passed is removed by whoever meets it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "protocol/spin_mutex.h"
+#include "storage/access_clock.h"
+#include "storage/bulk_policy.h"
+#include "storage/bulk_value.h"
+#include "storage/hash.h"
+#include "storage/memory_budget.h"
+#include "storage/table.h"
+
+namespace moonpool::storage {
+
+// A pin keeps a key from eviction: a soft one as long as there is anything else to evict.
+struct Pin {
+  int64_t until_ms = 0;  // 0: until KV.UNPIN or until the key goes
+  bool hard = false;
+  uint64_t bytes = 0;  // of the value, for the sum of what is pinned hard; kept by the keyspace
+};
+
+struct KeyspaceStats {
+  uint64_t expired = 0;
+  uint64_t evicted = 0;
+};
+
+class Keyspace {
+ public:
+  static constexpr size_t kStripes = 256;  // a power of two, at most 256 (8 bits of the hash)
+
+  Keyspace(MemoryBudget* budget, BulkPolicy* bulk_policy, MaxmemoryPolicy policy);
+  ~Keyspace();
+
+ private:
+  struct alignas(64) Stripe {
+    SpinMutex mu;
+    Table table GUARDED_BY(mu);
+    uint64_t expiring GUARDED_BY(mu) = 0;      // entries with an expiry
+    int64_t inline_bytes GUARDED_BY(mu) = 0;   // heap blocks of entries, tables
+    int64_t unreported GUARDED_BY(mu) = 0;     // part of it the budget does not know yet
+    uint64_t expire_cursor GUARDED_BY(mu) = 0;
+    std::unordered_map<std::string, Pin> pins GUARDED_BY(mu);
+    uint64_t bulk_entries GUARDED_BY(mu) = 0;
+    // While there are voids: hashes of keys written since, with the newest void at that time.
+    std::unordered_map<uint64_t, uint64_t> written GUARDED_BY(mu);
+  };
+
+ public:
+  // A cursor on one key while its stripe is locked.
+  class Key {
+   public:
+    std::string_view name() const { return name_; }
+    uint64_t hash() const { return hash_; }
+
+    // The entry, or null when there is none (any more).
+    Entry* Find();
+    // Find() for a command that reads the value: counts as a use.  For a bulk value the eviction
+    // policy is told through Keyspace::Touch, after the lock is released.
+    Entry* Read();
+
+    // Stores an inline value.  Both Set calls drop the old value and, unless `keep_expiry`, its
+    // expiry.
+    Entry* Set(std::string_view value, bool keep_expiry = false);
+    // The same with room for `bytes` bytes the caller fills in.
+    Entry* SetUninitialized(size_t bytes, bool keep_expiry);
+    Entry* SetBulk(ValueRef value, bool keep_expiry = false);
+    // False when there was nothing.
+    bool Erase();
+    // Erases the entry of a bulk value and hands the value out.
+    // REQUIRES: Find() just returned an entry that is bulk.
+    ValueRef TakeBulk();
+
+    // REQUIRES: Find() just returned an entry.  Return it, perhaps moved.
+    Entry* SetExpiry(int64_t at_ms);
+    Entry* ClearExpiry();
+
+    void SetPin(Pin pin);
+    bool ClearPin();
+    std::optional<Pin> GetPin() const;
+
+   private:
+    friend class Keyspace;
+    friend class KeyLock;
+    friend class KeysLock;
+    Key() = default;
+    Key(Keyspace* keyspace, Stripe* stripe, std::string_view name, uint64_t hash, int64_t now_ms)
+        : keyspace_(keyspace), stripe_(stripe), name_(name), hash_(hash), now_ms_(now_ms) {}
+
+    Entry* Put(size_t value_bytes, uint8_t kind, bool keep_expiry);
+    Entry* SetFlags(Entry* entry, uint8_t flags);
+
+    Keyspace* keyspace_ = nullptr;
+    Stripe* stripe_ = nullptr;
+    std::string_view name_;
+    uint64_t hash_ = 0;
+    int64_t now_ms_ = 0;
+    Table::Slot slot_;
+  };
+
+  // --- whole-keyspace operations; any thread ---------------------------------------------------
+  uint64_t Size() const;
+  // Bytes of values pinned hard.
+  uint64_t hard_pinned_bytes() const {
+    return hard_pinned_bytes_.load(std::memory_order_relaxed);
+  }
+  // Entries with an expiry.
+  uint64_t ExpiringSize() const;
+  // Removes everything at once (all stripes are locked together).  The entries themselves are
+  // freed when the result is destroyed, on whatever thread suits.
+  class Cleared;
+  struct DestroyCleared {
+    void operator()(Cleared* cleared) const;
+  };
+  std::unique_ptr<Cleared, DestroyCleared> Clear();
+  // SCAN: appends the names of live keys to `keys` until about `count` were seen; returns the
+  // next cursor, 0 at the end.  Every value is a string, so there is no type to filter by.
+  uint64_t Scan(uint64_t cursor, size_t count, int64_t now_ms, std::vector<std::string>* keys);
+  std::optional<std::string> RandomKey(int64_t now_ms);
+
+  // Removes expired entries for at most `budget` buckets; returns how many went.
+  size_t ExpireSome(size_t buckets, int64_t now_ms);
+  // Evicts the worst of a few sampled inline entries; returns the heap bytes freed, 0 when none
+  // was found.  Soft pins hold unless `ignore_soft_pins`.
+  size_t EvictInline(int64_t now_ms, bool ignore_soft_pins);
+  // Evicts the entry that refers to `value`.  False when it is pinned or not there any more.
+  bool EvictBulk(const BulkValue& value, int64_t now_ms, bool ignore_soft_pins);
+  // Lets the entry that refers to `value` refer to `moved` (the same bytes elsewhere).
+  bool MoveBulk(const BulkValue& value, ValueRef moved);
+
+  // KV.DROP: keys that match are gone when this returns, though their memory comes back as
+  // SweepVoids() goes on; keys written later are not touched.  False: too many are being swept.
+  bool VoidPrefix(std::string prefix) { return AddVoid(std::move(prefix), false); }
+  bool VoidPattern(std::string glob) { return AddVoid(std::move(glob), true); }
+  // Frees some of what was voided; true when there is more.  One thread at a time.
+  bool SweepVoids(int64_t now_ms);
+
+  void SetPolicy(MaxmemoryPolicy policy);
+  MaxmemoryPolicy policy() const { return policy_.load(std::memory_order_relaxed); }
+  void set_lfu_options(const LfuOptions& options);
+  LfuOptions lfu_options() const;
+  void set_samples(uint32_t samples) { samples_.store(samples, std::memory_order_relaxed); }
+
+  void Touch(std::span<BulkValue* const> values) { bulk_policy_->Touch(values); }
+  KeyspaceStats stats() const {
+    return {expired_.load(std::memory_order_relaxed), evicted_.load(std::memory_order_relaxed)};
+  }
+  void ResetStats();
+
+  // Hints: the first is free of locks, the second takes the stripe's lock for a moment.
+  void PrefetchBucket(uint64_t hash) const NO_THREAD_SAFETY_ANALYSIS {
+    StripeOf(hash).table.PrefetchBucket(hash);
+  }
+  void PrefetchEntry(uint64_t hash) const;
+
+ private:
+  friend class KeyLock;
+  friend class KeysLock;
+
+  // What a KV.DROP made void.
+  struct Void {
+    uint64_t sequence = 0;
+    std::string text;
+    bool is_glob = false;
+    bool Matches(std::string_view key) const;
+  };
+  static constexpr size_t kMaxVoids = 64;
+
+  static size_t StripeIndex(uint64_t hash) { return hash >> 56 & (kStripes - 1); }
+  Stripe& StripeOf(uint64_t hash) const { return stripes_[StripeIndex(hash)]; }
+  void LockAll() NO_THREAD_SAFETY_ANALYSIS;
+  void UnlockAll() NO_THREAD_SAFETY_ANALYSIS;
+
+  Table::Slot FindLive(Stripe& stripe, std::string_view key, uint64_t hash, int64_t now_ms)
+      REQUIRES(stripe.mu);
+  // Takes the entry out and lets go of its value.
+  void Remove(Stripe& stripe, uint64_t hash, Table::Slot slot, bool evicted) REQUIRES(stripe.mu);
+  void LinkBulk(const Entry& entry);
+  void DropPin(Stripe& stripe, std::string_view key) REQUIRES(stripe.mu);
+  // The value of a pinned key has another size now.
+  void ResizePin(Stripe& stripe, const Entry& entry) REQUIRES(stripe.mu);
+  void Account(Stripe& stripe, int64_t bytes) REQUIRES(stripe.mu);
+  void RecordUse(Entry& entry, int64_t now_ms) const;
+  bool Evictable(const Stripe& stripe, const Entry& entry, int64_t now_ms,
+                 bool ignore_soft_pins) const REQUIRES(stripe.mu);
+  // Removes those entries of a list of names that are still what `doomed` says they are.
+  template <typename Doomed>
+  size_t RemoveNamed(Stripe& stripe, const std::vector<std::string>& names, Doomed&& doomed)
+      REQUIRES(stripe.mu);
+
+  bool AddVoid(std::string text, bool is_glob);
+  bool Voided(const Stripe& stripe, std::string_view key, uint64_t hash) const
+      REQUIRES(stripe.mu);
+
+  MemoryBudget* const budget_;
+  BulkPolicy* const bulk_policy_;
+  std::atomic<MaxmemoryPolicy> policy_;
+  std::atomic<uint32_t> lfu_log_factor_{10};
+  std::atomic<uint32_t> lfu_decay_minutes_{1};
+  std::atomic<uint32_t> samples_{5};
+  std::atomic<uint64_t> hard_pinned_bytes_{0};
+  std::atomic<uint64_t> expired_{0};
+  std::atomic<uint64_t> evicted_{0};
+  std::atomic<uint32_t> expire_stripe_{0};
+
+  std::atomic<bool> any_void_{false};
+  std::vector<Void> voids_;  // changed with every stripe locked, so read under any one
+  uint64_t void_sequence_ = 0;
+  uint64_t void_cursor_ = 0;  // SweepVoids's place, and the newest void its pass will retire
+  uint64_t void_pass_ = 0;
+
+  std::unique_ptr<Stripe[]> stripes_;
+};
+
+// Locks the stripe of one key.
+class KeyLock {
+ public:
+  KeyLock(Keyspace& keyspace, std::string_view name, uint64_t hash, int64_t now_ms)
+      NO_THREAD_SAFETY_ANALYSIS
+      : key(&keyspace, &keyspace.StripeOf(hash), name, hash, now_ms) {
+    key.stripe_->mu.Lock();
+  }
+  KeyLock(Keyspace& keyspace, std::string_view name, int64_t now_ms)
+      : KeyLock(keyspace, name, HashKey(name), now_ms) {}
+  ~KeyLock() NO_THREAD_SAFETY_ANALYSIS { key.stripe_->mu.Unlock(); }
+  KeyLock(const KeyLock&) = delete;
+  KeyLock& operator=(const KeyLock&) = delete;
+
+  Keyspace::Key key;
+};
+
+// Locks the stripes of several keys together, in order, each once.
+class KeysLock {
+ public:
+  KeysLock(Keyspace& keyspace, std::span<const std::string_view> names, int64_t now_ms)
+      NO_THREAD_SAFETY_ANALYSIS;
+  ~KeysLock() NO_THREAD_SAFETY_ANALYSIS;
+  KeysLock(const KeysLock&) = delete;
+  KeysLock& operator=(const KeysLock&) = delete;
+
+  size_t size() const { return keys_.size(); }
+  Keyspace::Key& operator[](size_t index) { return keys_[index]; }
+
+ private:
+  std::vector<Keyspace::Key> keys_;
+  std::vector<Keyspace::Stripe*> stripes_;
+};
+
+}  // namespace moonpool::storage

@@ -1,0 +1,84 @@
+// One contiguous range of host memory that the server owns and can export: a sealed memfd.
+//
+// kShared: the server maps it read-write, *then* seals it against every further writable mapping
+// (SHRINK|GROW|FUTURE_WRITE|SEAL), so a client that gets the file can only ever read.
+// kArena: the server maps it read-only.  The one session that writes maps it read-write; then
+// SealArena() closes that door for everybody else.  Only F_SEAL_WRITE succeeding proves that no
+// writable mapping is left anywhere (an end of file on a socket does not: mappings outlive it
+// through fork, passed descriptors, or plain closing).
+//
+// Threads: const functions from any.  Owns the file and the mapping; readers and extents must be
+// gone before it is destroyed (ExtentPool sees to that).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "protocol/status.h"
+#include "protocol/unique_fd.h"
+
+namespace moonpool::storage {
+
+// Huge pages of x86-64; regions are multiples of it and aligned to it in every mapping.
+inline constexpr size_t kHugePageBytes = 2 << 20;
+
+struct RegionOptions {
+  enum class HugePages { kNo, kAuto, kYes };
+  // kAuto: reserved huge pages (hugetlb) when enough are free, else collapsed ones where the
+  // kernel can (Linux 6.1), else small ones.  kYes: reserved ones or an error.
+  HugePages huge_pages = HugePages::kAuto;
+  int numa_node = -1;  // bind the memory to this node; -1: wherever the first touch falls
+};
+
+class Region {
+ public:
+  enum class Kind { kShared, kArena };
+
+  // Creates and maps; the memory itself comes with Populate() or with the first touch.
+  // `bytes` is rounded up to kHugePageBytes.
+  static Result<std::unique_ptr<Region>> Create(uint32_t id, Kind kind, size_t bytes,
+                                                const RegionOptions& options);
+  ~Region();
+  Region(const Region&) = delete;
+  Region& operator=(const Region&) = delete;
+
+  uint32_t id() const { return id_; }
+  Kind kind() const { return kind_; }
+  size_t bytes() const { return bytes_; }
+  bool huge_pages() const { return hugetlb_; }
+  // A shared region's bytes may be written by the server; an arena's only read.
+  char* data() const { return data_; }
+  // Open for writing: only for the session that writes an arena, to map it.
+  int fd() const { return fd_.get(); }
+  // Open for reading: what everybody else maps.  (Mappings made through a writable descriptor
+  // count as writers for F_SEAL_WRITE, even read-only ones.)
+  int read_fd() const { return read_fd_.get(); }
+
+  // Faults [offset, offset + length) in, with huge pages where possible.  Safe while the bytes
+  // are in use.  False when memory is short.  Blocks: 0.1 to 2 ms per 2 MiB.
+  bool Populate(size_t offset, size_t length) const;
+
+  // Arena: no new writable mapping from now on.  Existing ones stay.
+  Status SealArena() const;
+  // Arena: true when no writable mapping exists any more, and none can come.
+  bool ProveNoWriters() const;
+
+ private:
+  Region(uint32_t id, Kind kind, size_t bytes) : id_(id), kind_(kind), bytes_(bytes) {}
+  Status Open(const RegionOptions& options);
+
+  const uint32_t id_;
+  const Kind kind_;
+  const size_t bytes_;
+  bool hugetlb_ = false;
+  UniqueFd fd_;
+  UniqueFd read_fd_;
+  char* data_ = nullptr;
+};
+
+// Maps `bytes` of `fd` at an address aligned for huge pages; null and errno on failure.
+// `protection` as for mmap(2).  Unmap with munmap(address, bytes).
+char* MapAligned(int fd, size_t bytes, int protection);
+
+}  // namespace moonpool::storage

@@ -1,0 +1,193 @@
+#include "storage/tenant.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace moonpool::storage {
+
+namespace {
+
+constexpr uint64_t kMaxRegionBytes = 1ull << 30;
+constexpr uint64_t kDefaultRegionsPerQuota = 16;
+constexpr uint64_t kArenasPerRegion = 4;
+
+// One slice of background work stays under about a millisecond.
+constexpr size_t kExpireBucketsPerSlice = 512;
+constexpr int kEvictionsPerSlice = 64;
+constexpr size_t kMovesPerSlice = 4;
+
+// Victims looked at before a round gives up: those spared go to the far end, so the next round
+// meets others.
+constexpr int kVictimsPerRound = 1024;
+// A reservation that still fails after this much was evicted for it is refused: what was freed
+// lies where it does not help (other sessions' arenas, scattered pieces).
+constexpr uint64_t kEvictionFactor = 16;
+constexpr uint64_t kEvictionFloor = 64ull << 20;
+
+uint64_t RoundToHugePages(uint64_t bytes) {
+  return std::max<uint64_t>(bytes / kHugePageBytes, 1) * kHugePageBytes;
+}
+
+}  // namespace
+
+Tenant::Tenant(const TenantOptions& options)
+    : name_(options.name),
+      budget_(options.quota_bytes),
+      high_watermark_(options.high_watermark),
+      evict_ratio_(options.evict_ratio),
+      bulk_policy_(options.policy) {}
+
+Result<std::unique_ptr<Tenant>> Tenant::Create(const TenantOptions& options) {
+  std::unique_ptr<Tenant> tenant(new Tenant(options));
+  PoolOptions pool;
+  pool.region = options.region;
+  pool.region_bytes = RoundToHugePages(
+      options.region_bytes != 0
+          ? options.region_bytes
+          : std::min(options.quota_bytes / kDefaultRegionsPerQuota, kMaxRegionBytes));
+  pool.arena_bytes = RoundToHugePages(
+      options.arena_bytes != 0 ? options.arena_bytes : pool.region_bytes / kArenasPerRegion);
+  // Enough for the machine's whole memory in the smallest extents: address space only.
+  const auto pages = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
+                     static_cast<uint64_t>(sysconf(_SC_PAGESIZE)) / ExtentAllocator::kAlignment;
+  pool.generation_slots = static_cast<uint32_t>(std::min<uint64_t>(pages, UINT32_MAX));
+  auto created = ExtentPool::Create(pool, &tenant->budget_);
+  if (!created) return tl::unexpected<Error>(std::move(created.error()));
+  tenant->pool_ = std::move(*created);
+  tenant->keyspace_ =
+      std::make_unique<Keyspace>(&tenant->budget_, &tenant->bulk_policy_, options.policy);
+  return tenant;
+}
+
+Tenant::~Tenant() = default;
+
+Result<WriteHandle> Tenant::Reserve(uint64_t length, int64_t now_ms) {
+  return ReserveWith(kNoSession, length, now_ms);
+}
+
+Result<WriteHandle> Tenant::ReserveInArena(SessionId session, uint64_t length, int64_t now_ms) {
+  return ReserveWith(session, length, now_ms);
+}
+
+Result<WriteHandle> Tenant::ReserveWith(SessionId session, uint64_t length, int64_t now_ms) {
+  const auto reserve = [&] {
+    return session == kNoSession ? pool_->Reserve(length) : pool_->ReserveInArena(session, length);
+  };
+  Result<WriteHandle> handle = reserve();
+  if (handle || handle.error().code != ErrorCode::kOutOfMemory) return handle;
+  if (!pool_->CouldHold(length)) {
+    return Fail(ErrorCode::kOutOfMemory,
+                "a value of " + std::to_string(length) +
+                    " bytes fits into no region; raise region-size or maxmemory");
+  }
+  const uint64_t most = std::max(length * kEvictionFactor, kEvictionFloor);
+  for (uint64_t evicted = 0; evicted < most;) {
+    const uint64_t bytes = EvictOneBulk(now_ms);
+    if (bytes == 0) break;
+    evicted += bytes;
+    handle = reserve();
+    if (handle || handle.error().code != ErrorCode::kOutOfMemory) return handle;
+  }
+  return handle;
+}
+
+bool Tenant::EvictToLimit(int64_t now_ms) {
+  while (budget_.used_bytes() > budget_.limit()) {
+    if (EvictOne(now_ms) == 0) return false;
+  }
+  return true;
+}
+
+uint64_t Tenant::EvictOne(int64_t now_ms) {
+  if (keyspace_->policy() == MaxmemoryPolicy::kNoEviction) return 0;
+  // Each kind of value gives in proportion to what it takes, so that both age alike.
+  const uint64_t extent = budget_.extent_bytes();
+  const uint64_t heap = budget_.inline_bytes();
+  thread_local uint64_t turn = 0;
+  turn = turn * 6364136223846793005ull + 1442695040888963407ull;
+  const bool bulk_first =
+      static_cast<double>(turn >> 32) * static_cast<double>(extent + heap) <
+      static_cast<double>(extent) * 4294967296.0;
+  const auto evict_inline = [&]() -> uint64_t {
+    if (const size_t bytes = keyspace_->EvictInline(now_ms, false)) return bytes;
+    return keyspace_->EvictInline(now_ms, true);
+  };
+  uint64_t bytes = bulk_first ? EvictOneBulk(now_ms) : evict_inline();
+  if (bytes == 0) bytes = bulk_first ? evict_inline() : EvictOneBulk(now_ms);
+  return bytes;
+}
+
+uint64_t Tenant::EvictOneBulk(int64_t now_ms) {
+  if (keyspace_->policy() == MaxmemoryPolicy::kNoEviction) return 0;
+  for (const Mercy mercy : {Mercy::kHeldAndPinned, Mercy::kPinned, Mercy::kNone}) {
+    if (const uint64_t bytes = EvictOneBulk(now_ms, mercy)) return bytes;
+  }
+  return 0;
+}
+
+uint64_t Tenant::EvictOneBulk(int64_t now_ms, Mercy mercy) {
+  const BulkValue* first_spared = nullptr;
+  for (int i = 0; i < kVictimsPerRound; ++i) {
+    ValueRef victim = bulk_policy_.Victim();
+    if (!victim || victim.get() == first_spared) return 0;  // none, or once round
+    const uint64_t bytes = ExtentAllocator::RoundUp(victim->length());
+    const bool held = victim->references() > 2;
+    if ((!held || mercy != Mercy::kHeldAndPinned) &&
+        keyspace_->EvictBulk(*victim, now_ms, mercy == Mercy::kNone)) {
+      return bytes;
+    }
+    if (first_spared == nullptr) first_spared = victim.get();
+    bulk_policy_.Spare(victim);
+  }
+  return 0;
+}
+
+void Tenant::SetWatermarks(double high, double evict_ratio) {
+  high_watermark_.store(high, std::memory_order_relaxed);
+  evict_ratio_.store(evict_ratio, std::memory_order_relaxed);
+}
+
+bool Tenant::EvictAboveWatermark(int64_t now_ms) {
+  const double limit = static_cast<double>(budget_.limit());
+  const double high = high_watermark_.load(std::memory_order_relaxed);
+  const auto used = [&] { return static_cast<double>(budget_.used_bytes()); };
+  if (used() > high * limit) evicting_ = true;
+  const double low = (high - evict_ratio_.load(std::memory_order_relaxed)) * limit;
+  for (int i = 0; evicting_ && i < kEvictionsPerSlice; ++i) {
+    if (used() <= low || EvictOne(now_ms) == 0) evicting_ = false;
+  }
+  return evicting_;
+}
+
+bool Tenant::DrainSome(int64_t now_ms) {
+  const std::vector<ValueRef> values = pool_->Draining(kMovesPerSlice);
+  bool progress = false;
+  for (const ValueRef& value : values) {
+    auto target = pool_->Reserve(value->length());
+    if (target) {
+      std::memcpy(target->data(), value->data(), value->length());
+      ValueRef moved = std::move(*target).Publish(value->crc());
+      progress |= keyspace_->MoveBulk(*value, std::move(moved));
+    } else {
+      progress |= keyspace_->EvictBulk(*value, now_ms, true);
+    }
+  }
+  return progress;
+}
+
+bool Tenant::Maintain(int64_t now_ms) {
+  bool more = keyspace_->ExpireSome(kExpireBucketsPerSlice, now_ms) >= kExpireBucketsPerSlice;
+  more |= keyspace_->SweepVoids(now_ms);
+  more |= EvictAboveWatermark(now_ms);
+  // Heap and regions together are over the limit, or a reservation found no room to grow: turn a
+  // region's memory to other use.
+  const bool over = budget_.region_bytes() + budget_.inline_bytes() > budget_.limit();
+  if (pool_->TakePressure() || over) pool_->RetireOne();
+  more |= DrainSome(now_ms);
+  more |= pool_->Maintain();
+  return more;
+}
+
+}  // namespace moonpool::storage

@@ -1,0 +1,95 @@
+// One isolation domain: its keys, its regions and generation table, its quota.
+//
+// Nothing of a tenant is reachable from another: not its keys, not its memory files, not its
+// quota.  Sessions, tokens and connections carry the tenant they belong to.
+//
+// Threads: any, except Maintain(): one upkeep thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "protocol/status.h"
+#include "storage/bulk_policy.h"
+#include "storage/extent_pool.h"
+#include "storage/keyspace.h"
+#include "storage/memory_budget.h"
+
+namespace moonpool::storage {
+
+struct TenantOptions {
+  std::string name = "default";
+  uint64_t quota_bytes = 1ull << 30;
+  MaxmemoryPolicy policy = MaxmemoryPolicy::kAllKeysS3Fifo;
+  double high_watermark = 0.95;  // share of the quota at which eviction starts
+  double evict_ratio = 0.05;     // and goes on until `high_watermark - evict_ratio`
+  uint64_t region_bytes = 0;     // 0: a sixteenth of the quota, at most 1 GiB
+  uint64_t arena_bytes = 0;      // 0: a quarter of region_bytes
+  RegionOptions region;
+};
+
+class Tenant {
+ public:
+  static Result<std::unique_ptr<Tenant>> Create(const TenantOptions& options);
+  ~Tenant();
+
+  const std::string& name() const { return name_; }
+  Keyspace& keyspace() { return *keyspace_; }
+  ExtentPool& pool() { return *pool_; }
+  const MemoryBudget& budget() const { return budget_; }
+  MemoryBudget& budget() { return budget_; }
+
+  // Extents for a value of `length` bytes; evicts to make room.  kOutOfMemory: nothing is
+  // evictable, or the value fits into no region.
+  Result<WriteHandle> Reserve(uint64_t length, int64_t now_ms);
+  Result<WriteHandle> ReserveInArena(SessionId session, uint64_t length, int64_t now_ms);
+
+  // Before a command that may take heap memory.  False: over the quota, nothing evictable.
+  bool MakeRoom(int64_t now_ms) {
+    return budget_.used_bytes() <= budget_.limit() || EvictToLimit(now_ms);
+  }
+
+  // Memory is so short that readers should not pin more of it.
+  bool MemoryShort() const {
+    return static_cast<double>(budget_.used_bytes()) >
+           high_watermark_.load(std::memory_order_relaxed) *
+               static_cast<double>(budget_.limit());
+  }
+
+  // Holds of all its sessions.
+  std::atomic<uint64_t>& holds() { return holds_; }
+
+  void SetWatermarks(double high, double evict_ratio);
+  void SetQuota(uint64_t bytes) { budget_.set_limit(bytes); }
+
+  // One slice of background work: expiry, eviction above the watermark, faulting memory in,
+  // draining regions, sweeping what KV.DROP voided.  True when there is more to do at once.
+  bool Maintain(int64_t now_ms);
+
+ private:
+  enum class Mercy { kHeldAndPinned, kPinned, kNone };  // what a round of eviction spares
+
+  explicit Tenant(const TenantOptions& options);
+  Result<WriteHandle> ReserveWith(SessionId session, uint64_t length, int64_t now_ms);
+  bool EvictToLimit(int64_t now_ms);
+  // Evicts one value or a handful of entries; returns the bytes that will come back, 0: nothing
+  // is evictable.
+  uint64_t EvictOne(int64_t now_ms);
+  uint64_t EvictOneBulk(int64_t now_ms);
+  uint64_t EvictOneBulk(int64_t now_ms, Mercy mercy);
+  bool EvictAboveWatermark(int64_t now_ms);
+  bool DrainSome(int64_t now_ms);
+
+  const std::string name_;
+  MemoryBudget budget_;
+  std::atomic<double> high_watermark_;
+  std::atomic<double> evict_ratio_;
+  std::atomic<uint64_t> holds_{0};
+  bool evicting_ = false;  // Maintain()'s: between the two watermarks, on the way down
+  BulkPolicy bulk_policy_;
+  std::unique_ptr<ExtentPool> pool_;
+  std::unique_ptr<Keyspace> keyspace_;  // its values must go before the pool
+};
+
+}  // namespace moonpool::storage
