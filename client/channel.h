@@ -1,0 +1,88 @@
+// One connection to the server: RESP, its KV session, and its attachment to shared memory.
+//
+// Threads: the calls on the stream by one thread at a time (the one that borrowed the channel);
+// QueueRelease, session_alive and Pump by any.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "client/attachment.h"
+#include "client/endpoint.h"
+#include "client/node_memory.h"
+#include "client/resp_stream.h"
+#include "protocol/descriptor.h"
+
+namespace moonpool::client {
+
+using Clock = std::chrono::steady_clock;
+
+struct ServerLimits {
+  uint64_t bulk_threshold = 64 * 1024;
+  size_t max_batch_keys = 65536;
+};
+
+class Channel : public std::enable_shared_from_this<Channel> {
+ public:
+  // Connects, authenticates, says KV.HELLO and attaches if shared memory is wanted and possible.
+  // `memory` is the client's: replaced when the server turns out to be of another epoch.
+  static Status Open(const Endpoint& endpoint, const Options& options,
+                     std::shared_ptr<NodeMemory>* memory, std::unique_ptr<Channel>* channel);
+  ~Channel();
+
+  RespStream& stream() { return stream_; }
+  const ServerLimits& limits() const { return limits_; }
+  // Null without shared memory.
+  const std::shared_ptr<NodeMemory>& memory() const { return memory_; }
+  bool shm() const { return attachment_ != nullptr && attachment_->attached(); }
+  // Why there is no shared memory although the caller wanted it.
+  const std::string& attach_error() const { return attach_error_; }
+  // The server speaks RESP only: no KV.* commands.
+  bool plain() const { return plain_; }
+  bool usable() const { return !stream_.broken(); }
+
+  // The region's mapping; null when it cannot be had.
+  std::shared_ptr<Mapping> Map(uint32_t region, bool for_writing) {
+    return attachment_->Map(*memory_, region, for_writing);
+  }
+
+  // After the header of a descriptor's array was read.
+  bool ReadDescriptor(protocol::Descriptor* descriptor);
+
+  // Releases a hold with one of the next commands.
+  void QueueRelease(uint64_t lease);
+  // Sends the queued releases and reads the answer; false when the channel broke.
+  bool FlushReleases();
+  bool has_releases() const { return has_releases_.load(std::memory_order_relaxed); }
+
+  // Looks at the socket: false as soon as the server is gone.
+  bool session_alive() const { return attachment_ != nullptr && attachment_->alive(); }
+  // To poll for messages the server sends unasked; -1 without shared memory.
+  int attach_fd() const { return attachment_ != nullptr ? attachment_->fd() : -1; }
+  void Pump() {
+    if (attachment_ != nullptr) attachment_->Pump(*memory_);
+  }
+
+ private:
+  Channel() = default;
+  Status Hello(const Endpoint& endpoint, const Options& options,
+               std::shared_ptr<NodeMemory>* memory);
+
+  RespStream stream_;
+  ServerLimits limits_;
+  bool plain_ = false;
+  std::unique_ptr<Attachment> attachment_;
+  std::shared_ptr<NodeMemory> memory_;
+  std::string attach_error_;
+
+  std::atomic<bool> has_releases_{false};
+  Mutex releases_mu_;
+  std::vector<uint64_t> releases_ GUARDED_BY(releases_mu_);
+};
+
+}  // namespace moonpool::client

@@ -1,0 +1,186 @@
+// What is behind a Client: the pool of channels and the transfers over them.
+//
+//   caller's thread -> Borrow() a channel -> locate / allocate in one round trip per chunk
+//                   -> copy between the mapped pool and the caller's buffers -> give it back
+//
+// Threads: any.  mu_ guards the pool of channels; nothing slow happens under it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "client/channel.h"
+#include "client/endpoint.h"
+#include "client/moonpool/client.h"
+#include "protocol/mutex.h"
+
+namespace moonpool::client {
+
+class AsyncQueue;
+class Gatherer;
+
+// Where the bytes of one key go: pieces to fill, or a string that takes the value's size.
+struct Target {
+  std::span<const Buffer> pieces;
+  std::string* text = nullptr;
+
+  // False when the pieces are shorter than `bytes`.
+  bool Accept(uint64_t bytes) const;
+};
+
+// Where they come from.
+struct Source {
+  std::span<const ConstBuffer> pieces;
+  uint64_t bytes = 0;
+};
+
+struct Counters {
+  std::atomic<uint64_t> values_read[3] = {};  // by Transport
+  std::atomic<uint64_t> values_written[3] = {};
+  std::atomic<uint64_t> bytes_read[3] = {};
+  std::atomic<uint64_t> bytes_written[3] = {};
+  std::atomic<uint64_t> inline_values{0};
+  std::atomic<uint64_t> fallbacks{0};
+  std::atomic<uint64_t> generation_retries{0};
+  std::atomic<uint64_t> reconnects{0};
+  std::atomic<uint64_t> attach_failures{0};
+  std::atomic<uint64_t> views{0};
+  std::atomic<uint64_t> view_copies{0};
+  std::atomic<uint64_t> gathered_calls{0};
+};
+
+class ClientImpl {
+ public:
+  ClientImpl(Endpoint endpoint, Options options);
+  ~ClientImpl();
+
+  // Opens the first channel.
+  Status Start();
+  uint64_t forks() const { return forks_; }
+  const Endpoint& endpoint() const { return endpoint_; }
+  const Options& options() const { return options_; }
+
+  std::vector<KeyResult> GetInto(std::span<const std::string_view> keys,
+                                 std::span<const Target> targets);
+  std::vector<KeyResult> PutFrom(std::span<const std::string_view> keys,
+                                 std::span<const Source> sources, const PutOptions& options);
+  std::vector<KeyResult> Remove(std::span<const std::string_view> keys);
+  std::vector<KeyResult> Exist(std::span<const std::string_view> keys);
+  Status MatchPrefix(std::span<const std::string_view> keys, size_t* present);
+  Status GetView(std::string_view key, View* view);
+  Status Command(std::span<const std::string_view> words, std::string* reply);
+  Status Ping();
+
+  AsyncQueue& async();
+  // Null when calls are not gathered.
+  Gatherer* gatherer() { return gatherer_.get(); }
+
+  void CountGathered(size_t calls) {
+    counters_.gathered_calls.fetch_add(calls, std::memory_order_relaxed);
+  }
+
+  Status RegisterBuffer(void* data, size_t size);
+  Status UnregisterBuffer(void* data);
+
+  Stats stats() const;
+  Transport transport() const;
+  // After fork(), in the child: forgets what only the parent has, without touching it.
+  void AbandonAfterFork();
+
+ private:
+  // A channel borrowed from the pool; goes back at the end, or is dropped when it broke.
+  class Borrowed {
+   public:
+    Borrowed(ClientImpl* client, std::shared_ptr<Channel> channel)
+        : client_(client), channel_(std::move(channel)) {}
+    ~Borrowed() {
+      if (channel_ != nullptr) client_->GiveBack(std::move(channel_));
+    }
+    Borrowed(Borrowed&& other) noexcept = default;
+    Borrowed& operator=(Borrowed&&) = delete;
+    Channel* operator->() const { return channel_.get(); }
+    Channel& operator*() const { return *channel_; }
+    const std::shared_ptr<Channel>& get() const { return channel_; }
+    explicit operator bool() const { return channel_ != nullptr; }
+
+   private:
+    ClientImpl* client_;
+    std::shared_ptr<Channel> channel_;
+  };
+
+  // Waits for a free channel or opens one.  Empty, with `status` set, when there is none.
+  Borrowed Borrow(Status* status);
+  void GiveBack(std::shared_ptr<Channel> channel);
+  // Runs `work` on a channel, once more on a fresh one when the connection broke.  `work` returns
+  // false when the stream failed; what it has completed by then it must not do again.
+  Status WithChannel(const std::function<bool(Channel&)>& work);
+
+  // One batch in progress: the caller's keys and results, and which keys are still to be done.
+  template <typename Item>
+  struct Batch {
+    std::span<const std::string_view> keys;
+    std::span<const Item> items;
+    std::vector<KeyResult>& results;
+    std::vector<size_t> pending;
+    Clock::time_point start;
+
+    void Done(size_t index, Code code, Transport transport = Transport::kNone,
+              uint64_t bytes = 0, std::string message = {});
+    void Error(size_t index, const Status& status) {
+      Done(index, status.code, Transport::kNone, 0, status.message);
+    }
+  };
+  using GetBatch = Batch<Target>;
+  using PutBatch = Batch<Source>;
+
+  // Each does what it can of batch.pending and leaves there what is still to be done; false when
+  // the stream failed.
+  bool LocateAndPull(Channel& channel, GetBatch& batch);
+  bool GetOverTcp(Channel& channel, GetBatch& batch);
+  bool AllocateAndPush(Channel& channel, PutBatch& batch, const PutOptions& options);
+  bool SetOverTcp(Channel& channel, PutBatch& batch, const PutOptions& options);
+
+  enum class Pulled { kDone, kChanged };
+  Pulled Pull(Channel& channel, const protocol::Descriptor& descriptor, size_t index,
+              GetBatch& batch);
+  // The whole value over RESP, for a view that cannot be one.
+  bool ReadCopy(Channel& channel, std::string_view key, std::string* copy, Status* answer);
+  bool ReadInline(Channel& channel, const ReplyHeader& header, size_t index, GetBatch& batch);
+  template <typename Reply>
+  std::vector<KeyResult> PerKey(std::span<const std::string_view> keys, std::string_view command,
+                                Reply&& on_reply);
+
+  void Housekeep();
+
+  const Endpoint endpoint_;
+  const Options options_;
+  const uint64_t forks_;
+  Counters counters_;
+
+  mutable Mutex mu_;
+  CondVar channel_free_;
+  std::vector<std::shared_ptr<Channel>> idle_ GUARDED_BY(mu_);
+  std::vector<std::weak_ptr<Channel>> all_ GUARDED_BY(mu_);
+  int open_ GUARDED_BY(mu_) = 0;
+  std::shared_ptr<NodeMemory> memory_ GUARDED_BY(mu_);
+  Clock::time_point attach_after_ GUARDED_BY(mu_);  // shared memory failed: not before this
+  std::chrono::milliseconds attach_pause_ GUARDED_BY(mu_){0};
+  std::vector<Buffer> registered_ GUARDED_BY(mu_);
+  bool stop_ GUARDED_BY(mu_) = false;
+  std::atomic<bool> using_shm_{false};
+
+  Mutex async_mu_;
+  std::unique_ptr<AsyncQueue> async_ GUARDED_BY(async_mu_);
+  std::unique_ptr<Gatherer> gatherer_;
+  UniqueFd wake_fd_;
+  std::thread housekeeper_;
+};
+
+}  // namespace moonpool::client

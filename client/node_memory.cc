@@ -1,0 +1,62 @@
+#include "client/node_memory.h"
+
+#include <sys/mman.h>
+
+#include <cerrno>
+
+namespace moonpool::client {
+
+namespace {
+
+// Mappings are aligned so that the kernel can use huge pages for them.
+constexpr size_t kAlignment = 2 << 20;
+
+}  // namespace
+
+std::shared_ptr<Mapping> Mapping::Create(int fd, size_t bytes, bool writable) {
+  void* hole = mmap(nullptr, bytes + kAlignment, PROT_NONE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (hole == MAP_FAILED) return nullptr;
+  const auto start = reinterpret_cast<uintptr_t>(hole);
+  const uintptr_t aligned = (start + kAlignment - 1) & ~uintptr_t{kAlignment - 1};
+  void* data = mmap(reinterpret_cast<void*>(aligned), bytes,
+                    writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0);
+  if (data == MAP_FAILED) {
+    munmap(hole, bytes + kAlignment);
+    return nullptr;
+  }
+  if (aligned > start) munmap(hole, aligned - start);
+  // What is left of the hole behind the mapping, rounded up to pages.
+  const uintptr_t end = (aligned + bytes + 4095) & ~uintptr_t{4095};
+  const uintptr_t hole_end = start + bytes + kAlignment;
+  if (hole_end > end) munmap(reinterpret_cast<void*>(end), hole_end - end);
+  // A child must not keep a writer's mapping alive, nor read what its parent's lease protects.
+  madvise(data, bytes, MADV_DONTFORK);
+  return std::shared_ptr<Mapping>(new Mapping(static_cast<char*>(data), bytes, writable));
+}
+
+Mapping::~Mapping() {
+  if (ForkCount() == forks_) munmap(data_, bytes_);
+}
+
+std::shared_ptr<Mapping> NodeMemory::Find(uint32_t region) const {
+  MutexLock lock(mu_);
+  const auto found = regions_.find(region);
+  return found == regions_.end() ? nullptr : found->second;
+}
+
+void NodeMemory::Add(uint32_t region, std::shared_ptr<Mapping> mapping) {
+  MutexLock lock(mu_);
+  regions_[region] = std::move(mapping);
+}
+
+void NodeMemory::Remove(uint32_t region) {
+  std::shared_ptr<Mapping> removed;  // unmapped after the lock is released
+  MutexLock lock(mu_);
+  const auto found = regions_.find(region);
+  if (found == regions_.end()) return;
+  removed = std::move(found->second);
+  regions_.erase(found);
+}
+
+}  // namespace moonpool::client

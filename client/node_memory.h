@@ -1,0 +1,70 @@
+// The memory of one server (one epoch of it) that this process has mapped.
+//
+// Shared by all connections of a client: a region is mapped once, whoever asked for it.  Regions
+// are mapped read-only; a write arena read-write, by the connection whose session owns it.
+// Threads: any; mu_ is a leaf lock.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <unordered_map>
+
+#include "client/fork_guard.h"
+#include "protocol/mutex.h"
+#include "protocol/seqlock.h"
+#include "protocol/unique_fd.h"
+
+namespace moonpool::client {
+
+// One mapping; unmapped when the last user lets go of it.
+class Mapping {
+ public:
+  // Null when the kernel refuses.
+  static std::shared_ptr<Mapping> Create(int fd, size_t bytes, bool writable);
+  ~Mapping();
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+
+  char* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+  bool writable() const { return writable_; }
+
+ private:
+  Mapping(char* data, size_t bytes, bool writable)
+      : data_(data), bytes_(bytes), writable_(writable) {}
+
+  char* const data_;
+  const size_t bytes_;
+  const bool writable_;
+  const uint64_t forks_ = ForkCount();
+};
+
+class NodeMemory {
+ public:
+  NodeMemory(uint64_t epoch, std::shared_ptr<Mapping> generations)
+      : epoch_(epoch), generations_(std::move(generations)) {}
+
+  uint64_t epoch() const { return epoch_; }
+  // Null when the slot is not in the table: the descriptor is not of this server.
+  const protocol::GenerationCounter* counter(uint32_t slot) const {
+    if ((uint64_t{slot} + 1) * sizeof(protocol::GenerationCounter) > generations_->bytes()) {
+      return nullptr;
+    }
+    return reinterpret_cast<const protocol::GenerationCounter*>(generations_->data()) + slot;
+  }
+  const std::shared_ptr<Mapping>& generations() const { return generations_; }
+
+  std::shared_ptr<Mapping> Find(uint32_t region) const;
+  void Add(uint32_t region, std::shared_ptr<Mapping> mapping);
+  // Forgets the region; users that hold the mapping keep it.
+  void Remove(uint32_t region);
+
+ private:
+  const uint64_t epoch_;
+  const std::shared_ptr<Mapping> generations_;
+  mutable Mutex mu_;
+  std::unordered_map<uint32_t, std::shared_ptr<Mapping>> regions_ GUARDED_BY(mu_);
+};
+
+}  // namespace moonpool::client
