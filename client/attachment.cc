@@ -36,7 +36,7 @@ Result<std::unique_ptr<Attachment>> Attachment::Connect(const std::string& addre
   const auto size =
       static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + address.size() +
                              (where.sun_path[0] == '\0' ? 0 : 1));
-  attachment->fd_.Reset(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  attachment->fd_ = ForkSafeFd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
   if (!attachment->fd_ ||
       connect(attachment->fd_.get(), reinterpret_cast<sockaddr*>(&where), size) != 0) {
     return FailErrno("connecting to the attach socket " + address);

@@ -48,7 +48,7 @@ class Attachment {
   void Gone(NodeMemory& memory, uint32_t region) REQUIRES(mu_);
 
   Mutex mu_;
-  UniqueFd fd_;
+  ForkSafeFd fd_;
   std::atomic<bool> alive_{true};
   uint64_t epoch_ = 0;
   std::shared_ptr<Mapping> generations_;

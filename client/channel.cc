@@ -168,7 +168,7 @@ void Channel::QueueRelease(uint64_t lease) {
   has_releases_.store(true, std::memory_order_relaxed);
 }
 
-bool Channel::FlushReleases() {
+void Channel::BeginReleases() {
   std::vector<uint64_t> releases;
   {
     MutexLock lock(releases_mu_);
@@ -181,10 +181,8 @@ bool Channel::FlushReleases() {
     stream_.Word("KV.RELEASE");
     stream_.Word(static_cast<int64_t>(count));
     for (size_t i = 0; i < count; ++i) stream_.Word(static_cast<int64_t>(releases[first + i]));
-    ReplyHeader reply;
-    if (!stream_.Flush() || !stream_.Next(&reply) || !stream_.Skip(reply)) return false;
+    stream_.DropReply();
   }
-  return true;
 }
 
 }  // namespace moonpool::client

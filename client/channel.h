@@ -54,10 +54,10 @@ class Channel : public std::enable_shared_from_this<Channel> {
   // After the header of a descriptor's array was read.
   bool ReadDescriptor(protocol::Descriptor* descriptor);
 
-  // Releases a hold with one of the next commands.
+  // Releases a lease or a hold with the next command.
   void QueueRelease(uint64_t lease);
-  // Sends the queued releases and reads the answer; false when the channel broke.
-  bool FlushReleases();
+  // Puts the queued releases in front of the next command.  REQUIRES: no reply is outstanding.
+  void BeginReleases();
   bool has_releases() const { return has_releases_.load(std::memory_order_relaxed); }
 
   // Looks at the socket: false as soon as the server is gone.

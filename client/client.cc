@@ -27,6 +27,13 @@ std::vector<Source> OnePiece(std::span<const ConstBuffer> buffers) {
   return sources;
 }
 
+// In a child, an implementation made before the fork is never destroyed: its locks may be held by
+// threads that exist in the parent alone.
+void LeaveToParent(std::shared_ptr<ClientImpl> impl) {
+  static auto* const left = new std::vector<std::shared_ptr<ClientImpl>>();
+  left->push_back(std::move(impl));
+}
+
 }  // namespace
 
 Status Client::Connect(const std::string& url, const Options& options,
@@ -43,18 +50,13 @@ Status Client::Connect(const std::string& url, const Options& options,
 Client::Client(std::shared_ptr<ClientImpl> impl) : impl_(std::move(impl)) {}
 
 Client::~Client() {
-  if (impl_->forks() == ForkCount()) return;
-  impl_->AbandonAfterFork();
-  // Never destroyed: its locks may be held by threads that exist in the parent alone.
-  new std::shared_ptr<ClientImpl>(std::move(impl_));
+  if (impl_->forks() != ForkCount()) LeaveToParent(std::move(impl_));
 }
 
 ClientImpl& Client::impl() const {
   if (impl_->forks() != ForkCount()) {
     auto fresh = std::make_shared<ClientImpl>(impl_->endpoint(), impl_->options());
-    impl_->AbandonAfterFork();
-    new std::shared_ptr<ClientImpl>(std::move(impl_));
-    impl_ = std::move(fresh);
+    LeaveToParent(std::exchange(impl_, std::move(fresh)));
     // What it cannot reach now it tells with every call.
     [[maybe_unused]] const Status started = impl_->Start();
   }

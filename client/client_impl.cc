@@ -69,12 +69,6 @@ Status ClientImpl::Start() {
   return {};
 }
 
-void ClientImpl::AbandonAfterFork() {
-  // The threads and locks are the parent's; destroying them here would wait for ever.
-  housekeeper_.detach();
-  housekeeper_ = std::thread();
-}
-
 // --- channels ----------------------------------------------------------------------------------
 
 ClientImpl::Borrowed ClientImpl::Borrow(Status* status) {
@@ -160,10 +154,7 @@ Status ClientImpl::WithChannel(const std::function<bool(Channel&)>& work) {
     }
     const Borrowed channel = Borrow(&status);
     if (!channel) return status;
-    if (channel->has_releases() && !channel->FlushReleases()) {
-      status = channel->stream().failure();
-      continue;
-    }
+    if (channel->has_releases()) channel->BeginReleases();
     if (work(*channel)) return {};
     status = channel->stream().failure();
     // A server that answers too slowly is not cured by asking it again.
@@ -193,7 +184,7 @@ void ClientImpl::Housekeep() {
       if (polls[i + 1].revents != 0) channels[i]->Pump();
     }
     channels.clear();
-    // Holds of views that are gone must not wait for the next call.
+    // What readers are done with must not wait for the next call.
     for (;;) {
       std::shared_ptr<Channel> owing;
       {
@@ -204,7 +195,8 @@ void ClientImpl::Housekeep() {
         owing = std::move(*found);
         idle_.erase(found);
       }
-      owing->FlushReleases();
+      owing->BeginReleases();
+      owing->stream().Flush();
       GiveBack(std::move(owing));
     }
   }

@@ -91,8 +91,6 @@ class ClientImpl {
 
   Stats stats() const;
   Transport transport() const;
-  // After fork(), in the child: forgets what only the parent has, without touching it.
-  void AbandonAfterFork();
 
  private:
   // A channel borrowed from the pool; goes back at the end, or is dropped when it broke.

@@ -153,6 +153,7 @@ bool ClientImpl::LocateAndPull(Channel& channel, GetBatch& batch) {
           counters_.generation_retries.fetch_add(1, std::memory_order_relaxed);
           batch.pending.push_back(index);
         }
+        if (descriptor.lease != 0) channel.QueueRelease(descriptor.lease);
       } else {
         stream.Unexpected("an element of KV.LOCATE");
         return fail();

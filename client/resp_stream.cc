@@ -14,6 +14,7 @@
 #include <cerrno>
 #include <cstring>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "protocol/decimal.h"
@@ -60,7 +61,7 @@ void SetTimeouts(int fd, int timeout_ms) {
 
 bool RespStream::Fail(Code code, std::string message) {
   if (failure_.ok()) failure_ = {code, std::move(message)};
-  fd_.Reset();
+  fd_.Close();
   return false;
 }
 
@@ -80,6 +81,7 @@ bool RespStream::Connect(const Endpoint& endpoint, const Options& options) {
   failure_ = {};
   in_.reset(new char[kInputBytes]);
   in_begin_ = in_end_ = 0;
+  dropped_ = 0;
   out_.Clear();
   unix_ = !endpoint.unix_path.empty();
   if (unix_) {
@@ -89,7 +91,7 @@ bool RespStream::Connect(const Endpoint& endpoint, const Options& options) {
       return Fail(Code::kInvalidArgument, "the socket's path is too long");
     }
     std::memcpy(address.sun_path, endpoint.unix_path.c_str(), endpoint.unix_path.size() + 1);
-    fd_.Reset(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    fd_ = ForkSafeFd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (!fd_ || connect(fd_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
       return FailErrno("connecting to " + endpoint.unix_path);
     }
@@ -106,7 +108,7 @@ bool RespStream::Connect(const Endpoint& endpoint, const Options& options) {
   const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> addresses(found, freeaddrinfo);
   int last_error = 0;
   for (const addrinfo* a = found; a != nullptr; a = a->ai_next) {
-    UniqueFd fd(socket(a->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    ForkSafeFd fd(socket(a->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     if (!fd) continue;
     if (IsLoopback(a->ai_addr)) {
       // Pacing, which the default of many systems does, only costs time on loopback.
@@ -262,6 +264,19 @@ bool RespStream::ReadLine(std::string_view* line) {
 }
 
 bool RespStream::Next(ReplyHeader* header) {
+  while (dropped_ > 0) {
+    --dropped_;
+    ReplyHeader unwanted;
+    if (!ReadHeader(&unwanted)) return false;
+    // Its elements are read with Next() too.
+    const int others = std::exchange(dropped_, 0);
+    if (!Skip(unwanted)) return false;
+    dropped_ = others;
+  }
+  return ReadHeader(header);
+}
+
+bool RespStream::ReadHeader(ReplyHeader* header) {
   std::string_view line;
   if (broken() || !ReadLine(&line)) return false;
   if (line.empty()) return Unexpected("an empty line");

@@ -8,14 +8,15 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 
 #include "client/endpoint.h"
+#include "client/fork_guard.h"
 #include "client/moonpool/client.h"
 #include "protocol/byte_buffer.h"
-#include "protocol/unique_fd.h"
 
 namespace moonpool::client {
 
@@ -51,6 +52,9 @@ class RespStream {
   // The last word of a command, sent from where it lies: Flush()es everything before it.
   bool BodyAndFlush(std::span<const ConstBuffer> pieces, uint64_t bytes);
   bool Flush();
+  // A command was built whose reply nobody wants: it is read and dropped before the next one.
+  // REQUIRES: no other reply is outstanding.
+  void DropReply() { ++dropped_; }
 
   // --- reading -----------------------------------------------------------------------------
   bool Next(ReplyHeader* header);
@@ -75,14 +79,16 @@ class RespStream {
   // At least one more byte in the buffer.
   bool Fill();
   bool ReadLine(std::string_view* line);
+  bool ReadHeader(ReplyHeader* header);
   bool ReadInto(char* to, uint64_t bytes);
   bool SkipBytes(uint64_t bytes);
 
-  UniqueFd fd_;
+  ForkSafeFd fd_;
   bool unix_ = false;
   Status failure_;
   protocol::ByteBuffer out_;
   std::unique_ptr<char[]> in_;
+  int dropped_ = 0;  // replies to drop first
   size_t in_begin_ = 0;
   size_t in_end_ = 0;
 };

@@ -65,7 +65,8 @@ Result<ReceivedAttachMessage> ReceiveAttachMessage(int socket) {
     if (errno == ECONNRESET) return Fail(ErrorCode::kUnavailable, "the attach socket was closed");
     return FailErrno("reading from the attach socket");
   }
-  if (received != sizeof(AttachMessage) || fds > 1 || (header.msg_flags & MSG_CTRUNC) != 0 ||
+  if (received != sizeof(AttachMessage) || fds > 1 ||
+      (header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0 ||
       result.message.magic != AttachMessage::kMagic) {
     return Fail(ErrorCode::kProtocol, "the attach socket's peer does not speak this protocol");
   }

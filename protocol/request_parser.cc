@@ -111,10 +111,11 @@ RequestParser::Event RequestParser::Parse(std::string_view frame, const ParserLi
     if (frame.empty()) return Event::kNeedMore;
     if (frame[0] != '*') return ParseInline(frame, limits);
     std::string_view line;
-    if (!FindLine(frame, &line)) {
-      return frame.size() > kMaxHeaderBytes ? Fail("Protocol error: too big mbulk count string")
-                                            : Event::kNeedMore;
+    const bool whole = FindLine(frame, &line);
+    if ((whole ? line.size() : searched_) > kMaxHeaderBytes) {
+      return Fail("Protocol error: too big mbulk count string");
     }
+    if (!whole) return Event::kNeedMore;
     const auto count = ParseHeaderNumber(line.substr(1));
     if (!count || *count > limits.max_arguments) {
       return Fail("Protocol error: invalid multibulk length");
@@ -136,11 +137,11 @@ RequestParser::Event RequestParser::Parse(std::string_view frame, const ParserLi
           return Fail(std::string("Protocol error: expected '$', got '") + frame[position_] + "'");
         }
         std::string_view line;
-        if (!FindLine(frame, &line)) {
-          return frame.size() - position_ > kMaxHeaderBytes
-                     ? Fail("Protocol error: too big bulk count string")
-                     : Event::kNeedMore;
+        const bool whole = FindLine(frame, &line);
+        if ((whole ? line.size() : searched_ - position_) > kMaxHeaderBytes) {
+          return Fail("Protocol error: too big bulk count string");
         }
+        if (!whole) return Event::kNeedMore;
         const auto size = ParseHeaderNumber(line.substr(1));
         if (!size || *size < 0 || *size > limits.max_bulk_bytes) {
           return Fail("Protocol error: invalid bulk length");
@@ -177,13 +178,10 @@ RequestParser::Event RequestParser::ParseInline(std::string_view frame,
                                                 const ParserLimits& limits) {
   const char* end = static_cast<const char*>(
       std::memchr(frame.data() + searched_, '\n', frame.size() - searched_));
-  if (end == nullptr) {
-    searched_ = frame.size();
-    return frame.size() > limits.max_inline_bytes
-               ? Fail("Protocol error: too big inline request")
-               : Event::kNeedMore;
-  }
-  std::string_view line = frame.substr(0, static_cast<size_t>(end - frame.data()));
+  searched_ = end == nullptr ? frame.size() : static_cast<size_t>(end - frame.data());
+  if (searched_ > limits.max_inline_bytes) return Fail("Protocol error: too big inline request");
+  if (end == nullptr) return Event::kNeedMore;
+  std::string_view line = frame.substr(0, searched_);
   position_ = line.size() + 1;
   is_inline_ = true;
   if (!line.empty() && line.back() == '\r') line.remove_suffix(1);

@@ -65,7 +65,7 @@ class RequestParser {
   const std::vector<Argument>& arguments() const { return arguments_; }
   size_t frame_bytes() const { return position_; }
   // True between frames: nothing of the next one has been seen.
-  bool idle() const { return position_ == 0; }
+  bool idle() const { return position_ == 0 && searched_ == 0; }
   // Inline commands are unquoted into here; their arguments are offsets into it.
   bool is_inline() const { return is_inline_; }
   const std::string& InlineText() const { return inline_text_; }
@@ -76,12 +76,13 @@ class RequestParser {
 
   Event ParseInline(std::string_view frame, const ParserLimits& limits);
   Event Fail(std::string text);
-  // Finds the line that starts at position_.  False when its end has not arrived.
+  // Finds the line that starts at position_.  False when its end has not arrived; what there is of
+  // it lies before searched_.
   bool FindLine(std::string_view frame, std::string_view* line);
 
   State state_ = State::kStart;
-  size_t position_ = 0;   // next byte to look at, from the start of the frame
-  size_t searched_ = 0;   // no line end before this offset
+  size_t position_ = 0;    // next byte to look at, from the start of the frame
+  size_t searched_ = 0;    // no line end before this offset
   int64_t remaining_ = 0;  // arguments still to come
   size_t body_bytes_ = 0;
   uint32_t bodies_ = 0;
@@ -92,8 +93,8 @@ class RequestParser {
 };
 
 template <typename OnArgument>
-size_t RequestParser::ParseWhole(std::string_view input, const ParserLimits& limits,
-                                 size_t* count, OnArgument&& argument) {
+size_t RequestParser::ParseWhole(std::string_view input, const ParserLimits& limits, size_t* count,
+                                 OnArgument&& argument) {
   const char* p = input.data();
   const char* const end = p + input.size();
   *count = 0;
@@ -120,7 +121,8 @@ size_t RequestParser::ParseWhole(std::string_view input, const ParserLimits& lim
     return SIZE_MAX;
   };
   const size_t arguments = header('*');
-  if (arguments == SIZE_MAX || arguments == 0 || arguments > 1024 || !limits.authenticated) {
+  if (arguments == SIZE_MAX || arguments == 0 || arguments > 1024 ||
+      static_cast<int64_t>(arguments) > limits.max_arguments || !limits.authenticated) {
     return 0;
   }
   for (; *count < arguments; ++*count) {

@@ -5,6 +5,7 @@
 #include <sys/eventfd.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -36,12 +37,15 @@ int64_t MonotonicMilliseconds() {
 }  // namespace
 
 AttachServer::~AttachServer() {
-  if (thread_.joinable()) {
-    const uint64_t one = 1;
-    [[maybe_unused]] const ssize_t n = write(stop_fd_.get(), &one, sizeof(one));
-    thread_.join();
-  }
+  Stop();
   if (unlink_) unlink(address_.c_str());
+}
+
+void AttachServer::Stop() {
+  if (!thread_.joinable()) return;
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t n = write(stop_fd_.get(), &one, sizeof(one));
+  thread_.join();
 }
 
 Status AttachServer::Start(const std::string& path) {
@@ -65,7 +69,11 @@ Status AttachServer::Start(const std::string& path) {
     if (connect(probe.get(), reinterpret_cast<sockaddr*>(&address), size) == 0) {
       return Fail(ErrorCode::kInvalidArgument, "attach-socket: another server listens on " + path);
     }
-    if (errno == ECONNREFUSED) unlink(path.c_str());  // its server is dead
+    // Its server is dead; what is not a socket is somebody's file.
+    struct stat file{};
+    if (errno == ECONNREFUSED && lstat(path.c_str(), &file) == 0 && S_ISSOCK(file.st_mode)) {
+      unlink(path.c_str());
+    }
   }
   listen_fd_.Reset(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!listen_fd_ ||

@@ -28,6 +28,8 @@ class AttachServer {
 
   // `path` empty: a name of its own in the abstract namespace.
   Status Start(const std::string& path);
+  // Accepts nothing more.  Idempotent.
+  void Stop();
   // Where clients connect; an abstract name begins with '@'.
   const std::string& address() const { return address_; }
 

@@ -31,6 +31,28 @@ std::string FullName(const Command& command) {
   return std::string(command.container) + "|" + std::string(command.name);
 }
 
+std::string Lower(std::string_view text) {
+  std::string out(text);
+  for (char& ch : out) ch = static_cast<char>(std::tolower(static_cast<unsigned char>(ch)));
+  return out;
+}
+
+std::string Upper(std::string_view text) {
+  std::string out(text);
+  for (char& ch : out) ch = static_cast<char>(std::toupper(static_cast<unsigned char>(ch)));
+  return out;
+}
+
+std::vector<std::string_view> SplitWords(std::string_view text) {
+  std::vector<std::string_view> words;
+  for (size_t i = 0; i < text.size();) {
+    const size_t end = std::min(text.find(' ', i), text.size());
+    words.push_back(text.substr(i, end - i));
+    i = end + 1;
+  }
+  return words;
+}
+
 // As redis-server derives them: what the row says, and what follows from the flags.
 std::vector<std::string> AclCategories(const Command& command) {
   std::vector<std::string> categories;
@@ -42,11 +64,7 @@ std::vector<std::string> AclCategories(const Command& command) {
   };
   if (command.flags & kWrite) add("write");
   if (command.flags & kReadOnly) add("read");
-  for (size_t i = 0; i < command.acl.size();) {
-    const size_t end = std::min(command.acl.find(' ', i), command.acl.size());
-    add(command.acl.substr(i, end - i));
-    i = end + 1;
-  }
+  for (const std::string_view name : SplitWords(command.acl)) add(name);
   if (command.flags & kAdmin) {
     add("admin");
     add("dangerous");
@@ -55,20 +73,30 @@ std::vector<std::string> AclCategories(const Command& command) {
   return categories;
 }
 
-void ReplyKeySpecs(Reply& r, const Command& command) {
-  const KeySpec& keys = command.keys;
-  if (keys.kind == KeySpec::kNone) return r.Array(0);
-  r.Array(1);
+// The specs COMMAND INFO shows.  Flags of the form "RW ACCESS DELETE | OW UPDATE" are for a first
+// and a second key that the command treats differently.
+std::vector<KeySpec> KeySpecs(const Command& command) {
+  KeySpec keys = command.keys;
+  if (keys.kind == KeySpec::kNone) return {};
+  const size_t bar = keys.flags.find(" | ");
+  if (bar == std::string_view::npos) return {keys};
+  KeySpec second = keys;
+  second.first = second.last;
+  second.flags = keys.flags.substr(bar + 3);
+  keys.last = keys.first;
+  keys.flags = keys.flags.substr(0, bar);
+  return {keys, second};
+}
+
+void ReplyKeySpec(Reply& r, const KeySpec& keys) {
   r.Map(3);
   r.Bulk("flags");
-  std::vector<std::string_view> flags;
-  for (size_t i = 0; i < keys.flags.size();) {
-    const size_t end = std::min(keys.flags.find(' ', i), keys.flags.size());
-    flags.push_back(keys.flags.substr(i, end - i));
-    i = end + 1;
-  }
+  const std::vector<std::string_view> flags = SplitWords(keys.flags);
   r.Set(flags.size());
-  for (const std::string_view flag : flags) r.Simple(flag);
+  for (const std::string_view flag : flags) {
+    // Redis spells how a key is accessed (RO, RW, OW, RM) in capitals, what for in lower case.
+    r.Simple(flag.size() == 2 ? std::string(flag) : Lower(flag));
+  }
   r.Bulk("begin_search");
   r.Map(2);
   r.Bulk("type");
@@ -93,6 +121,12 @@ void ReplyKeySpecs(Reply& r, const Command& command) {
   r.Integer(range ? 0 : keys.step);
 }
 
+void ReplyKeySpecs(Reply& r, const Command& command) {
+  const auto specs = KeySpecs(command);
+  r.Set(specs.size());
+  for (const KeySpec& spec : specs) ReplyKeySpec(r, spec);
+}
+
 void ReplyInfo(Reply& r, const Command& command) {
   r.Array(10);
   r.Bulk(FullName(command));
@@ -112,8 +146,11 @@ void ReplyInfo(Reply& r, const Command& command) {
   const auto categories = AclCategories(command);
   r.Set(categories.size());
   for (const std::string& category : categories) r.Simple(category);
-  r.Array(0);  // tips
+  const auto tips = SplitWords(CommandTips(command));
+  r.Set(tips.size());
+  for (const std::string_view tip : tips) r.Bulk(tip);
   ReplyKeySpecs(r, command);
+  if (command.subcommands.empty()) return r.Set(0);
   r.Array(command.subcommands.size());
   for (const Command& subcommand : command.subcommands) ReplyInfo(r, subcommand);
 }
@@ -129,7 +166,9 @@ const Command* FindByFullName(std::string_view name) {
   return nullptr;
 }
 
-void ReplyArguments(Reply& r, const std::vector<ArgumentDoc>& arguments) {
+// `specs`: how many key specs the command has; `key`: which one the next key argument belongs to.
+void ReplyArguments(Reply& r, const std::vector<ArgumentDoc>& arguments, size_t specs,
+                    size_t* key) {
   r.Array(arguments.size());
   for (const ArgumentDoc& argument : arguments) {
     const bool flags = argument.optional || argument.multiple;
@@ -147,7 +186,8 @@ void ReplyArguments(Reply& r, const std::vector<ArgumentDoc>& arguments) {
     }
     if (argument.type == "key") {
       r.Bulk("key_spec_index");
-      r.Integer(0);
+      r.Integer(static_cast<int64_t>(*key));
+      *key = std::min(*key + 1, specs - 1);
     }
     if (!argument.token.empty()) {
       r.Bulk("token");
@@ -161,7 +201,7 @@ void ReplyArguments(Reply& r, const std::vector<ArgumentDoc>& arguments) {
     }
     if (nested) {
       r.Bulk("arguments");
-      ReplyArguments(r, argument.arguments);
+      ReplyArguments(r, argument.arguments, specs, key);
     }
   }
 }
@@ -181,7 +221,8 @@ void ReplyDocs(Reply& r, const Command& command) {
   r.Bulk(command.complexity);
   if (arguments) {
     r.Bulk("arguments");
-    ReplyArguments(r, ParseSyntax(command.syntax));
+    size_t key = 0;
+    ReplyArguments(r, ParseSyntax(command.syntax), KeySpecs(command).size(), &key);
   }
   if (container) {
     r.Bulk("subcommands");
@@ -207,7 +248,7 @@ void CommandInfo(Context& c) {
   c.reply.Array(c.size() - 2);
   for (size_t i = 2; i < c.size(); ++i) {
     const Command* command = FindByFullName(c[i]);
-    command == nullptr ? c.reply.NullArray() : ReplyInfo(c.reply, *command);
+    command == nullptr ? c.reply.Null() : ReplyInfo(c.reply, *command);
   }
 }
 
@@ -262,7 +303,10 @@ void CommandGetKeys(Context& c) {
   const std::span<Argument> arguments = c.arguments.subspan(2);
   const Command* command = CommandTable::Get().Find(arguments[0]);
   if (command == nullptr) return c.Error("ERR Invalid command specified");
+  const Command* container = command->subcommands.empty() ? nullptr : command;
   command = CommandTable::Resolve(command, arguments);
+  // A container that does something itself is COMMAND alone, and that takes no keys.
+  if (command == container) return c.Error("ERR Invalid command specified");
   const auto argc = static_cast<int>(arguments.size());
   if (command->arity > 0 ? argc != command->arity : argc < -command->arity) {
     return c.Error("ERR Invalid number of arguments specified for command");
@@ -280,17 +324,10 @@ void CommandGetKeys(Context& c) {
 
 void CommandHelp(Context& c) {
   const Command* container = CommandTable::Get().Find(c.command.container);
-  std::string name(container->name);
-  for (char& ch : name) ch = static_cast<char>(std::toupper(static_cast<unsigned char>(ch)));
-  const auto upper = [](std::string_view text) {
-    std::string out(text);
-    for (char& ch : out) ch = static_cast<char>(std::toupper(static_cast<unsigned char>(ch)));
-    return out;
-  };
   c.reply.Array(1 + container->subcommands.size() * 2);
-  c.reply.Simple(name + " <subcommand> [<arg> [value] [opt] ...]. Subcommands are:");
+  c.reply.Simple(Upper(container->name) + " <subcommand> [<arg> [value] [opt] ...]. Subcommands are:");
   for (const Command& subcommand : container->subcommands) {
-    std::string line = upper(subcommand.name);
+    std::string line = Upper(subcommand.name);
     if (!subcommand.syntax.empty()) line += " " + std::string(subcommand.syntax);
     c.reply.Simple(line);
     c.reply.Simple("    " + std::string(subcommand.summary));
@@ -298,10 +335,8 @@ void CommandHelp(Context& c) {
 }
 
 void UnknownSubcommand(Context& c) {
-  std::string name(c.command.name);
-  for (char& ch : name) ch = static_cast<char>(std::toupper(static_cast<unsigned char>(ch)));
-  c.Error("ERR unknown subcommand '" + std::string(c[1].substr(0, 128)) + "'. Try " + name +
-          " HELP.");
+  c.Error("ERR unknown subcommand '" + std::string(c[1].substr(0, 128)) + "'. Try " +
+          Upper(c.command.name) + " HELP.");
 }
 
 namespace {
@@ -314,7 +349,7 @@ const Command kSubcommands[] = {
     {"docs", CommandDocs, -2, kQuery, NoKeys(), "connection", "server", "7.0.0", "O(N)",
      "Returns documentary information about one, multiple or all commands.",
      "[command-name [command-name ...]]"},
-    {"getkeys", CommandGetKeys, -3, kQuery, NoKeys(), "connection", "server", "2.8.13", "O(N)",
+    {"getkeys", CommandGetKeys, -4, kQuery, NoKeys(), "connection", "server", "2.8.13", "O(N)",
      "Extracts the key names from an arbitrary command.", "command [arg [arg ...]]"},
     {"help", CommandHelp, 2, kQuery, NoKeys(), "connection", "server", "5.0.0", "O(1)",
      "Returns helpful text about the different subcommands.", ""},

@@ -4,6 +4,7 @@
 #include <cctype>
 
 #include "protocol/status.h"
+#include "server/command.h"
 
 namespace moonpool::server {
 
@@ -142,6 +143,57 @@ class SyntaxParser {
 };
 
 }  // namespace
+
+std::string_view CommandTips(const Command& command) {
+  struct Tip {
+    std::string_view container;
+    std::string_view name;
+    std::string_view tips;
+  };
+  static constexpr std::string_view kSum = "request_policy:multi_shard response_policy:agg_sum";
+  static constexpr std::string_view kAllShards =
+      "request_policy:all_shards response_policy:all_succeeded";
+  static constexpr std::string_view kAllNodes =
+      "request_policy:all_nodes response_policy:all_succeeded";
+  static constexpr std::string_view kVaries = "nondeterministic_output";
+  static constexpr std::string_view kOrderVaries = "nondeterministic_output_order";
+  static constexpr Tip kTips[] = {
+      {"", "command", kOrderVaries},
+      {"", "dbsize", "request_policy:all_shards response_policy:agg_sum"},
+      {"", "del", kSum},
+      {"", "exists", kSum},
+      {"", "flushall", kAllShards},
+      {"", "flushdb", kAllShards},
+      {"", "info", "nondeterministic_output request_policy:all_shards response_policy:special"},
+      {"", "keys", "request_policy:all_shards nondeterministic_output_order"},
+      {"", "kv.drop", kAllShards},
+      {"", "mget", "request_policy:multi_shard"},
+      {"", "mset", "request_policy:multi_shard response_policy:all_succeeded"},
+      {"", "msetnx", "request_policy:multi_shard response_policy:agg_min"},
+      {"", "ping", kAllShards},
+      {"", "pttl", kVaries},
+      {"", "randomkey", "request_policy:all_shards nondeterministic_output"},
+      {"", "scan", "nondeterministic_output request_policy:special"},
+      {"", "time", kVaries},
+      {"", "touch", kSum},
+      {"", "ttl", kVaries},
+      {"", "unlink", kSum},
+      {"client", "info", kVaries},
+      {"client", "list", kVaries},
+      {"command", "docs", kOrderVaries},
+      {"command", "info", kOrderVaries},
+      {"command", "list", kOrderVaries},
+      {"config", "set", kAllNodes},
+      {"object", "encoding", kVaries},
+      {"object", "freq", kVaries},
+      {"object", "idletime", kVaries},
+      {"object", "refcount", kVaries},
+  };
+  for (const Tip& tip : kTips) {
+    if (tip.name == command.name && tip.container == command.container) return tip.tips;
+  }
+  return {};
+}
 
 std::vector<ArgumentDoc> ParseSyntax(std::string_view syntax) {
   return SyntaxParser(syntax).Parse();

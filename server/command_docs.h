@@ -14,6 +14,8 @@
 
 namespace moonpool::server {
 
+struct Command;
+
 struct ArgumentDoc {
   std::string name;
   std::string type;   // key string integer double pattern unix-time pure-token oneof block
@@ -22,6 +24,10 @@ struct ArgumentDoc {
   bool multiple = false;
   std::vector<ArgumentDoc> arguments;  // of oneof and block
 };
+
+// COMMAND INFO's tips for clients of a cluster, separated by spaces: which nodes a command must go
+// to and what becomes of their replies.  Values: https://redis.io/docs/reference/command-tips/
+std::string_view CommandTips(const Command& command);
 
 // The table's syntax lines are well formed; a malformed one aborts (it is a bug, and a test
 // parses them all).

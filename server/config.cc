@@ -97,7 +97,19 @@ std::string Wrap(std::string_view text, size_t width, std::string_view indent) {
   return out + '\n';
 }
 
-// "Default 64kb; 4kb to 16mb; at start only."
+std::string FormatBound(const Setting& setting, double value) {
+  if (setting.type == SettingType::kReal) return FormatReal(value);
+  auto number = static_cast<uint64_t>(std::max(value, 0.0));
+  if (setting.type != SettingType::kMemory || number == 0) {
+    return std::to_string(static_cast<int64_t>(value));
+  }
+  size_t unit = 0;
+  static constexpr const char* kUnits[] = {"", "kb", "mb", "gb", "tb"};
+  for (; number % 1024 == 0 && unit + 1 < std::size(kUnits); ++unit) number /= 1024;
+  return std::to_string(number) + kUnits[unit];
+}
+
+// "Default: 64kb (bytes); 4kb to 16mb; at start only"
 std::string Facts(const Setting& setting) {
   std::string facts = "Default: ";
   facts += setting.default_text.empty() ? "empty" : setting.default_text;
@@ -105,9 +117,8 @@ std::string Facts(const Setting& setting) {
   if (setting.type == SettingType::kChoice) facts += "; one of: " + std::string(setting.choices);
   if (setting.type == SettingType::kBoolean) facts += "; yes or no";
   if (setting.most > setting.least) {
-    facts += "; " + FormatReal(setting.least) + " to " +
-             (setting.type == SettingType::kReal ? FormatReal(setting.most)
-                                                 : std::to_string(static_cast<int64_t>(setting.most)));
+    facts += "; " + FormatBound(setting, setting.least) + " to " +
+             FormatBound(setting, setting.most);
   }
   facts += setting.change == Change::kLive ? "; CONFIG SET" : "; at start only";
   return facts;
@@ -156,7 +167,8 @@ Result<Config::Parsed> Config::Parse(const Setting& setting, std::string_view te
   const auto in_bounds = [&](double value) {
     return setting.most <= setting.least || (value >= setting.least && value <= setting.most);
   };
-  const std::string bounds = "must be between " + FormatReal(setting.least) + " and " +
+  const std::string bounds = "must be between " +
+                             std::to_string(static_cast<int64_t>(setting.least)) + " and " +
                              std::to_string(static_cast<int64_t>(setting.most)) + " inclusive";
   switch (setting.type) {
     case SettingType::kInteger: {
@@ -295,7 +307,7 @@ Status Config::SetLive(
       return Fail(ErrorCode::kInvalidArgument, "Unknown option or number of arguments for "
                                                "CONFIG SET - '" + std::string(name) + "'");
     }
-    const auto refuse = [&](const std::string& why) {
+    const auto refuse = [&name = name](const std::string& why) {
       return Fail(ErrorCode::kInvalidArgument,
                   "CONFIG SET failed (possibly related to argument '" + std::string(name) +
                       "') - " + why);

@@ -1,5 +1,5 @@
 // CONFIG.
-#include <set>
+#include <vector>
 
 #include "protocol/glob.h"
 #include "server/command_families.h"
@@ -11,15 +11,19 @@ namespace moonpool::server {
 namespace {
 
 void ConfigGet(Context& c) {
-  std::set<const Setting*> shown;
+  // A key that was asked for by its name is shown as it was spelt.
+  std::vector<std::pair<std::string_view, const Setting*>> shown;
   for (const Setting& setting : Config::Settings()) {
     for (size_t i = 2; i < c.size(); ++i) {
-      if (protocol::GlobMatch(c[i], setting.name, true)) shown.insert(&setting);
+      if (!protocol::GlobMatch(c[i], setting.name, true)) continue;
+      const bool named = protocol::EqualsIgnoreCase(c[i], setting.name);
+      shown.emplace_back(named ? c[i] : setting.name, &setting);
+      break;
     }
   }
   c.reply.Map(shown.size());
-  for (const Setting* setting : shown) {
-    c.reply.Bulk(setting->name);
+  for (const auto& [name, setting] : shown) {
+    c.reply.Bulk(name);
     c.reply.Bulk(c.server.config().Show(*setting));
   }
 }
@@ -40,6 +44,9 @@ void ConfigResetStat(Context& c) {
 }
 
 void ConfigRewrite(Context& c) {
+  if (c.server.config().path().empty()) {
+    return c.Error("ERR The server is running without a config file");
+  }
   if (Status rewritten = c.server.config().Rewrite(); !rewritten) {
     return c.Error("ERR Rewriting config file: " + rewritten.error().message);
   }

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <new>
 
+#include "protocol/glob.h"
 #include "server/background.h"
 #include "server/log.h"
 #include "server/loop.h"
@@ -81,6 +82,7 @@ void Connection::ResetState() {
 void Connection::UpdateLimits() {
   const Config& config = loop_.server().config();
   limits_.max_bulk_bytes = config.number(Key::kProtoMaxBulkLen);
+  limits_.max_arguments = INT32_MAX;
   limits_.body_threshold = static_cast<size_t>(config.number(Key::kBulkThreshold));
   limits_.authenticated = authenticated_;
 }
@@ -362,16 +364,18 @@ void Connection::Suspend(const Command& command, Background& background,
                          std::function<void()> work, std::function<void(Context&)> finish) {
   suspended_ = true;
   event_del(&read_event_);
-  background.Run([&loop = loop_, id = id_, &command, work = std::move(work),
+  const bool silent = reply_mode_ != ReplyMode::kOn;
+  background.Run([&loop = loop_, id = id_, &command, silent, work = std::move(work),
                   finish = std::move(finish)]() mutable {
     work();
-    loop.Post([&loop, id, &command, finish = std::move(finish)] {
-      if (Connection* connection = loop.Find(id)) connection->Resume(command, finish);
+    loop.Post([&loop, id, &command, silent, finish = std::move(finish)] {
+      if (Connection* connection = loop.Find(id)) connection->Resume(command, silent, finish);
     });
   });
 }
 
-void Connection::Resume(const Command& command, const std::function<void(Context&)>& finish) {
+void Connection::Resume(const Command& command, bool silent,
+                        const std::function<void(Context&)>& finish) {
   if (closed_) return;
   suspended_ = false;
   Reply& reply = loop_.scratch();
@@ -379,21 +383,28 @@ void Connection::Resume(const Command& command, const std::function<void(Context
   Context context{loop_.server(), loop_, *this, *tenant_, command, {}, 0, loop_.now_ms(), reply};
   const Reply::Mark mark = reply.mark();
   finish(context);
-  if (reply_mode_ == ReplyMode::kOff) reply.Rollback(mark);
+  if (silent) reply.Rollback(mark);
   event_add(&read_event_, nullptr);
   if (!input_.empty()) Process({});
   Flush();
 }
 
 void Connection::RejectUnknown(std::span<Argument> arguments) {
+  const std::string_view name = arguments[0];
+  if (protocol::EqualsIgnoreCase(name, "post") || protocol::EqualsIgnoreCase(name, "host:")) {
+    // A browser talks: the commands a web page hid behind these lines must not run.
+    Log(LogLevel::kWarning, "closing client {}: it speaks HTTP", info_->address);
+    return Close();
+  }
   // Redis shows at most 128 bytes of the name and about as many of the arguments.
   std::string text = "ERR unknown command '";
-  text += arguments[0].view().substr(0, 128);
+  text += name.substr(0, 128);
   text += "', with args beginning with: ";
   const size_t base = text.size();
   for (size_t i = 1; i < arguments.size() && text.size() - base < 128; ++i) {
+    const size_t room = 128 - (text.size() - base);
     text += "'";
-    text += arguments[i].view().substr(0, 128 - (text.size() - base));
+    text += arguments[i].view().substr(0, room);
     text += "' ";
   }
   loop_.scratch().Error(text);

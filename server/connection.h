@@ -87,7 +87,7 @@ class Connection {
   // Runs the batch.  Returns how far into the input it got when a command suspended the
   // connection: what follows is parsed again later.
   std::optional<size_t> RunBatch();
-  void Resume(const Command& command, const std::function<void(Context&)>& finish);
+  void Resume(const Command& command, bool silent, const std::function<void(Context&)>& finish);
   // Returns the time when it was done, in ticks; `start` is when the one before was.
   uint64_t Run(const ParsedCommand& parsed, uint64_t start);
   void Enqueue(size_t first_argument, size_t frame_end);

@@ -31,6 +31,9 @@ void Quit(Context& c) {
 void Select(Context& c) {
   const auto db = c.Integer(1);
   if (!db) return;
+  if (*db < INT32_MIN || *db > INT32_MAX) {
+    return c.Error("ERR value is out of range, value must between -2147483648 and 2147483647");
+  }
   if (*db != 0) {
     return c.Error("ERR DB index is out of range: Moonpool has one database, number 0");
   }
@@ -95,9 +98,9 @@ void Hello(Context& c) {
   }
   if (!c.connection.authenticated()) {
     return c.Error(
-        "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO "
-        "<proto> AUTH <user> <pass> option can be used to authenticate the client and select the "
-        "RESP protocol version at the same time");
+        "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH "
+        "<user> <pass> option can be used to authenticate the client and select the RESP protocol "
+        "version at the same time");
   }
   if (name && !SetName(c, *name)) return;
   c.connection.set_resp(version);
@@ -120,8 +123,10 @@ void Hello(Context& c) {
 }
 
 void Reset(Context& c) {
+  // CLIENT REPLY OFF ends here; a SKIP was for this command still.
+  const bool skipped = c.connection.reply_mode() == ReplyMode::kSkipping;
   c.connection.ResetState();
-  c.reply.Simple("RESET");
+  if (!skipped) c.reply.Simple("RESET");
 }
 
 void ClientId(Context& c) { c.reply.Integer(static_cast<int64_t>(c.connection.id())); }
@@ -134,7 +139,7 @@ void ClientList(Context& c) {
   std::optional<std::set<uint64_t>> ids;
   bool none = false;
   for (size_t i = 2; i < c.size(); ++i) {
-    if (EqualsIgnoreCase(c[i], "TYPE") && i + 1 < c.size()) {
+    if (EqualsIgnoreCase(c[i], "TYPE") && c.size() == 4) {
       const std::string_view type = c[++i];
       if (EqualsIgnoreCase(type, "master") || EqualsIgnoreCase(type, "replica") ||
           EqualsIgnoreCase(type, "slave") || EqualsIgnoreCase(type, "pubsub")) {
@@ -146,7 +151,7 @@ void ClientList(Context& c) {
       ids.emplace();
       while (++i < c.size()) {
         const auto id = protocol::ParseInt64(c[i]);
-        if (!id || *id < 1) return c.Error("ERR Invalid client ID");
+        if (!id) return c.Error("ERR Invalid client ID");
         ids->insert(static_cast<uint64_t>(*id));
       }
     } else {
@@ -162,9 +167,9 @@ void ClientList(Context& c) {
 }
 
 void ClientGetName(Context& c) {
-  MutexLock lock(c.connection.info().mu);
-  const std::string& name = c.connection.info().name;
-  name.empty() ? c.reply.Null() : c.reply.Bulk(name);
+  ClientInfo& info = c.connection.info();
+  MutexLock lock(info.mu);
+  info.name.empty() ? c.reply.Null() : c.reply.Bulk(info.name);
 }
 
 void ClientSetName(Context& c) {
@@ -192,7 +197,7 @@ void ClientReply(Context& c) {
   } else if (EqualsIgnoreCase(c[2], "OFF")) {
     c.connection.set_reply_mode(ReplyMode::kOff);
   } else if (EqualsIgnoreCase(c[2], "SKIP")) {
-    if (c.connection.reply_mode() == ReplyMode::kOn) {
+    if (c.connection.reply_mode() != ReplyMode::kOff) {
       c.connection.set_reply_mode(ReplyMode::kSkipNext);
     }
   } else {

@@ -12,6 +12,8 @@ namespace moonpool::server {
 struct ExpiryUnit {
   bool seconds;   // else milliseconds
   bool absolute;  // since 1970, else from now
+
+  bool operator==(const ExpiryUnit&) const = default;
 };
 
 // EX, PX, EXAT or PXAT; empty for other words.

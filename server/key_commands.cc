@@ -75,6 +75,8 @@ void Keys(Context& c) {
   for (const std::string& name : found) c.reply.Bulk(name);
 }
 
+constexpr int kScanRounds = 4;
+
 void Scan(Context& c) {
   const auto cursor = protocol::ParseUint64(c[1]);
   if (!cursor) return c.Error("ERR invalid cursor");
@@ -97,8 +99,13 @@ void Scan(Context& c) {
     }
   }
   std::vector<std::string> names;
-  const uint64_t next =
-      c.keyspace().Scan(*cursor, static_cast<size_t>(count), c.now_ms, &names);
+  uint64_t next = *cursor;
+  // A small keyspace is spread thinly over its stripes; looking at all of them costs less than the
+  // client's next round trip.
+  for (int round = 0; round < kScanRounds; ++round) {
+    next = c.keyspace().Scan(next, static_cast<size_t>(count) - names.size(), c.now_ms, &names);
+    if (next == 0 || names.size() >= static_cast<size_t>(count)) break;
+  }
   std::erase_if(names, [&](const std::string& name) {
     return !strings || (pattern && !protocol::GlobMatch(*pattern, name));
   });
@@ -152,6 +159,9 @@ void Copy(Context& c) {
     } else if (EqualsIgnoreCase(c[i], "DB") && i + 1 < c.size()) {
       const auto db = c.Integer(++i);
       if (!db) return;
+      if (*db < INT32_MIN || *db > INT32_MAX) {
+        return c.Error("ERR value is out of range, value must between -2147483648 and 2147483647");
+      }
       if (*db != 0) return c.Error("ERR DB index is out of range");
     } else {
       return c.SyntaxError();
@@ -234,7 +244,9 @@ void PTtl(Context& c) {
   ReplyExpiry(c, [&](int64_t at) { return std::max<int64_t>(at - c.now_ms, 0); });
 }
 void ExpireTime(Context& c) {
-  ReplyExpiry(c, [](int64_t at) { return (at + 500) / 1000; });
+  ReplyExpiry(c, [](int64_t at) {
+    return static_cast<int64_t>((static_cast<uint64_t>(at) + 500) / 1000);
+  });
 }
 void PExpireTime(Context& c) {
   ReplyExpiry(c, [](int64_t at) { return at; });
@@ -331,8 +343,8 @@ const Command kObject[] = {
 
 
 const Command kCommands[] = {
-    {"copy", Copy, -3, kWrite | kDenyOom, KeyRange(1, 2, 1, "RW ACCESS"), "keyspace", "generic",
-     "6.2.0", "O(1)", "Copies the value of a key to a new key.",
+    {"copy", Copy, -3, kWrite | kDenyOom, KeyRange(1, 2, 1, "RO ACCESS | OW UPDATE"), "keyspace",
+     "generic", "6.2.0", "O(1)", "Copies the value of a key to a new key.",
      "source destination [DB destination-db] [REPLACE]"},
     {"dbsize", DbSize, 1, kReadOnly | kFast, NoKeys(), "keyspace", "server", "1.0.0", "O(1)",
      "Returns the number of keys in the database.", ""},
@@ -370,10 +382,10 @@ const Command kCommands[] = {
      "O(1)", "Returns the expiration time in milliseconds of a key.", "key"},
     {"randomkey", RandomKey, 1, kReadOnly, NoKeys(), "keyspace", "generic", "1.0.0", "O(1)",
      "Returns a random key name from the database.", ""},
-    {"rename", Rename, 3, kWrite, KeyRange(1, 2, 1, "RW ACCESS DELETE"), "keyspace", "generic",
-     "1.0.0", "O(1)", "Renames a key and overwrites the destination.", "key newkey"},
-    {"renamenx", RenameNx, 3, kWrite | kFast, KeyRange(1, 2, 1, "RW ACCESS DELETE"), "keyspace",
-     "generic", "1.0.0", "O(1)", "Renames a key only when the target key name doesn't exist.",
+    {"rename", Rename, 3, kWrite, KeyRange(1, 2, 1, "RW ACCESS DELETE | OW UPDATE"), "keyspace",
+     "generic", "1.0.0", "O(1)", "Renames a key and overwrites the destination.", "key newkey"},
+    {"renamenx", RenameNx, 3, kWrite | kFast,
+     KeyRange(1, 2, 1, "RW ACCESS DELETE | OW INSERT"), "keyspace", "generic", "1.0.0", "O(1)", "Renames a key only when the target key name doesn't exist.",
      "key newkey"},
     {"scan", Scan, -2, kReadOnly, NoKeys(), "keyspace", "generic", "2.8.0", "O(1) per call",
      "Iterates over the key names in the database.",

@@ -40,12 +40,7 @@ std::string AddressText(const sockaddr_storage& address, bool* loopback) {
 
 }  // namespace
 
-Listener::~Listener() {
-  Stop();
-  for (const Socket& socket : sockets_) {
-    if (!socket.unix_path.empty()) unlink(socket.unix_path.c_str());
-  }
-}
+Listener::~Listener() { Stop(); }
 
 Result<int> Listener::AddTcp(const std::string& address, int port, int backlog) {
   addrinfo hints{};
@@ -103,7 +98,11 @@ Status Listener::AddUnix(const std::string& path, unsigned permissions, int back
       return Fail(ErrorCode::kInvalidArgument,
                   "unixsocket: another server listens on " + path);
     }
-    if (errno == ECONNREFUSED) unlink(path.c_str());  // its server is dead
+    // Its server is dead; what is not a socket is somebody's file.
+    struct stat file{};
+    if (errno == ECONNREFUSED && lstat(path.c_str(), &file) == 0 && S_ISSOCK(file.st_mode)) {
+      unlink(path.c_str());
+    }
   }
   UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd || bind(fd.get(), generic, sizeof(address)) != 0 || listen(fd.get(), backlog) != 0) {
@@ -121,10 +120,16 @@ void Listener::Start() {
 }
 
 void Listener::Stop() {
-  if (!thread_.joinable()) return;
-  const uint64_t one = 1;
-  [[maybe_unused]] const ssize_t n = write(stop_fd_.get(), &one, sizeof(one));
-  thread_.join();
+  if (thread_.joinable()) {
+    const uint64_t one = 1;
+    [[maybe_unused]] const ssize_t n = write(stop_fd_.get(), &one, sizeof(one));
+    thread_.join();
+  }
+  // Who connects from now on is refused, instead of waiting in a backlog nobody looks at.
+  for (const Socket& socket : sockets_) {
+    if (!socket.unix_path.empty()) unlink(socket.unix_path.c_str());
+  }
+  sockets_.clear();
 }
 
 void Listener::Run() {

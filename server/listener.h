@@ -26,11 +26,11 @@ class Listener {
   // the port.
   Result<int> AddTcp(const std::string& address, int port, int backlog);
   // Takes over the socket file of a server that died; refuses when one still listens there.
-  // `permissions` 0: leave them.  The file is removed at the end.
+  // `permissions` 0: leave them.  Stop() removes the file.
   Status AddUnix(const std::string& path, unsigned permissions, int backlog);
 
   void Start();
-  // Accepts nothing more.  Idempotent.
+  // Closes the sockets: new clients are refused.  Idempotent.
   void Stop();
 
  private:

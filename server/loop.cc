@@ -9,6 +9,7 @@
 
 #include "server/connection.h"
 #include "server/server.h"
+#include "server/session.h"
 
 namespace moonpool::server {
 
@@ -43,6 +44,7 @@ Loop::Loop(Server& server, int index)
   event_assign(&wake_event_, base_, wake_fd_.get(), EV_READ | EV_PERSIST, Wake, this);
   event_add(&wake_event_, nullptr);
   event_assign(&timer_event_, base_, -1, EV_PERSIST, Tick, this);
+  event_assign(&lease_event_, base_, -1, EV_PERSIST, LeaseTick, this);
 }
 
 Loop::~Loop() {
@@ -50,6 +52,7 @@ Loop::~Loop() {
   connections_.clear();
   event_del(&wake_event_);
   event_del(&timer_event_);
+  event_del(&lease_event_);
   event_base_free(base_);
 }
 
@@ -66,14 +69,16 @@ void Loop::Run() {
 }
 
 void Loop::Stop(int64_t drain_ms) {
-  if (!thread_.joinable()) return;
   Post([this, drain_ms] {
     UpdateClock();
     stopping_ = true;
     stop_at_ms_ = now_ms_ + drain_ms;
     OnTimer();
   });
-  thread_.join();
+}
+
+void Loop::Join() {
+  if (thread_.joinable()) thread_.join();
 }
 
 void Loop::Post(std::function<void()> task) {
@@ -105,6 +110,25 @@ void Loop::RunTasks() {
 }
 
 void Loop::Tick(evutil_socket_t, short, void* loop) { static_cast<Loop*>(loop)->OnTimer(); }
+
+void Loop::LeaseTick(evutil_socket_t, short, void* context) {
+  auto* loop = static_cast<Loop*>(context);
+  loop->UpdateClock();
+  for (Session* session : loop->sessions_) session->ExpireLeases(loop->now_ms_);
+}
+
+void Loop::AddSession(Session* session) {
+  if (sessions_.empty()) {
+    const timeval interval{0, kLeaseTickMs * 1000};
+    event_add(&lease_event_, &interval);
+  }
+  sessions_.insert(session);
+}
+
+void Loop::RemoveSession(Session* session) {
+  sessions_.erase(session);
+  if (sessions_.empty()) event_del(&lease_event_);
+}
 
 void Loop::OnTimer() {
   UpdateClock();

@@ -15,6 +15,7 @@
 #include <string>
 #include <thread>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "protocol/mutex.h"
@@ -26,6 +27,7 @@ namespace moonpool::server {
 
 class Connection;
 class Server;
+class Session;
 
 class Loop {
  public:
@@ -33,6 +35,7 @@ class Loop {
   static constexpr size_t kReadBytes = 64 * 1024;
   // Commands parsed ahead, so that their keys can be prefetched together.
   static constexpr size_t kBatch = 64;
+  static constexpr int kLeaseTickMs = 10;
 
   Loop(Server& server, int index);
   ~Loop();
@@ -42,8 +45,9 @@ class Loop {
   // Starts the thread.
   void Start();
   // Asks the thread to stop once every connection has sent what it owes or `drain_ms` have
-  // passed, and waits for it.
+  // passed; Join() waits for it.
   void Stop(int64_t drain_ms);
+  void Join();
 
   // Runs `task` on the loop's thread, in the order of the calls.  Any thread.
   void Post(std::function<void()> task);
@@ -59,6 +63,9 @@ class Loop {
   void Adopt(UniqueFd fd, struct ConnectionOrigin origin);
   void Destroy(Connection* connection);
   Connection* Find(uint64_t id);
+  // While there are sessions, their leases are looked after every kLeaseTickMs.
+  void AddSession(Session* session);
+  void RemoveSession(Session* session);
   template <typename Visit>
   void ForEachConnection(Visit&& visit) {
     for (const auto& [id, connection] : connections_) visit(*connection);
@@ -76,6 +83,7 @@ class Loop {
   void OnTimer();
   static void Wake(evutil_socket_t, short, void* loop);
   static void Tick(evutil_socket_t, short, void* loop);
+  static void LeaseTick(evutil_socket_t, short, void* loop);
 
   Server& server_;
   const int index_;
@@ -83,6 +91,8 @@ class Loop {
   UniqueFd wake_fd_;
   struct event wake_event_ = {};
   struct event timer_event_ = {};
+  struct event lease_event_ = {};
+  std::unordered_set<Session*> sessions_;
   int64_t now_ms_ = 0;
   bool stopping_ = false;
   int64_t stop_at_ms_ = 0;

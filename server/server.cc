@@ -182,10 +182,6 @@ Status Server::Start() {
   if (Status placed = placement_.Configure(config_.text(Key::kPrefer)); !placed) return placed;
 
   background_ = std::make_unique<Background>();
-  std::vector<storage::Tenant*> tenants;
-  for (const auto& tenant : tenants_) tenants.push_back(tenant.get());
-  upkeep_ = std::make_unique<storage::Upkeep>(tenants);
-
   int64_t loops = config_.number(Key::kIoThreads);
   if (loops == 0) loops = std::max(1u, std::thread::hardware_concurrency());
   for (int i = 0; i < loops; ++i) loops_.push_back(std::make_unique<Loop>(*this, i));
@@ -202,6 +198,10 @@ Status Server::Start() {
       }
     });
   }
+  std::vector<storage::Tenant*> tenants;
+  for (const auto& tenant : tenants_) tenants.push_back(tenant.get());
+  upkeep_ = std::make_unique<storage::Upkeep>(tenants);
+
   if (config_.boolean(Key::kShm)) {
     attach_server_ = std::make_unique<AttachServer>(*this);
     if (Status started = attach_server_->Start(config_.text(Key::kAttachSocket)); !started) {
@@ -344,11 +344,13 @@ void Server::Stop() {
   for (const auto& loop : loops_) {
     loop->Stop(config_.number(Key::kShutdownTimeout) * 1000);
   }
+  for (const auto& loop : loops_) loop->Join();
   background_.reset();
   upkeep_.reset();
-  attach_server_.reset();
+  if (attach_server_) attach_server_->Stop();
   // What other threads posted to a loop last goes with it, before the pool it refers to.
   loops_.clear();
+  attach_server_.reset();
   listener_.reset();
   tenants_.clear();
 }

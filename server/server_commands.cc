@@ -27,14 +27,24 @@ void Time(Context& c) {
 }
 
 void Shutdown(Context& c) {
+  // There is nothing to save, so SAVE and NOSAVE mean the same; NOW and FORCE skip waits that do
+  // not exist.
+  bool save = false, no_save = false, hurry = false, abort = false;
   for (size_t i = 1; i < c.size(); ++i) {
-    if (EqualsIgnoreCase(c[i], "ABORT")) return c.Error("ERR No shutdown in progress.");
-    // There is nothing to save, so both mean the same; NOW and FORCE skip waits that do not exist.
-    if (!EqualsIgnoreCase(c[i], "SAVE") && !EqualsIgnoreCase(c[i], "NOSAVE") &&
-        !EqualsIgnoreCase(c[i], "NOW") && !EqualsIgnoreCase(c[i], "FORCE")) {
+    if (EqualsIgnoreCase(c[i], "SAVE")) {
+      save = true;
+    } else if (EqualsIgnoreCase(c[i], "NOSAVE")) {
+      no_save = true;
+    } else if (EqualsIgnoreCase(c[i], "NOW") || EqualsIgnoreCase(c[i], "FORCE")) {
+      hurry = true;
+    } else if (EqualsIgnoreCase(c[i], "ABORT")) {
+      abort = true;
+    } else {
       return c.SyntaxError();
     }
   }
+  if ((save && no_save) || (abort && (save || no_save || hurry))) return c.SyntaxError();
+  if (abort) return c.Error("ERR No shutdown in progress.");
   Log(LogLevel::kWarning, "client {} requested a shutdown", c.connection.info().address);
   // Like redis-server, no reply: the connection closes when the server is gone.
   c.connection.CloseAfterReply();
@@ -74,8 +84,8 @@ const Command kCommands[] = {
      "Returns information and statistics about the server.", "[section [section ...]]"},
     {"memory", UnknownSubcommand, -2, 0, NoKeys(), "", "server", "4.0.0",
      "Depends on subcommand.", "A container for memory diagnostics commands.", "", {}, kMemory},
-    {"shutdown", Shutdown, -1, kAdmin | kNoScript | kLoading | kStale | kNoMulti, NoKeys(), "",
-     "server", "1.0.0", "O(1)", "Shuts the server down, after clients got their replies.",
+    {"shutdown", Shutdown, -1, kAdmin | kNoScript | kLoading | kStale | kNoMulti | kAllowBusy,
+     NoKeys(), "", "server", "1.0.0", "O(1)", "Shuts the server down, after clients got their replies.",
      "[NOSAVE | SAVE] [NOW] [FORCE] [ABORT]"},
     {"time", Time, 1, kLoading | kStale | kFast, NoKeys(), "", "server", "2.6.0", "O(1)",
      "Returns the server time.", ""},

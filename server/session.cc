@@ -35,6 +35,7 @@ Session::Session(Server& server, Connection& connection, bool redirect)
   info_->tenant = tenant_.name();
   info_->redirect = redirect;
   server_.AddSession(info_);
+  connection.loop().AddSession(this);
 }
 
 Session::~Session() {
@@ -42,6 +43,7 @@ Session::~Session() {
   tenant_.holds().fetch_sub(holds_.size(), std::memory_order_relaxed);
   reservations_.clear();
   Detach();
+  connection_.loop().RemoveSession(this);
   server_.RemoveSession(info_->id);
 }
 
@@ -56,7 +58,15 @@ int64_t Session::Capped(const LeaseRequest& request) const {
   const Config& config = server_.config();
   const int64_t ms = std::min(request.ms.value_or(config.number(Key::kLeaseDefault)),
                               config.number(Key::kLeaseMax));
-  return tenant_.MemoryShort() ? std::min(ms, config.number(Key::kLeaseShort)) : ms;
+  switch (tenant_.LeasePressure()) {
+    case storage::Tenant::Pressure::kNone:
+      return ms;
+    case storage::Tenant::Pressure::kShortLeases:
+      return std::min(ms, config.number(Key::kLeaseShort));
+    case storage::Tenant::Pressure::kNoLeases:
+      return 0;
+  }
+  __builtin_unreachable();
 }
 
 void Session::Grant(const storage::ValueRef& value, const LeaseRequest& request, int64_t now_ms,
@@ -67,7 +77,7 @@ void Session::Grant(const storage::ValueRef& value, const LeaseRequest& request,
     const auto mine = static_cast<uint64_t>(config.number(Key::kSessionMaxHolds));
     const auto all = static_cast<uint64_t>(config.number(Key::kTenantMaxHolds));
     if (holds_.size() < mine && tenant_.holds().load(std::memory_order_relaxed) < all &&
-        !tenant_.MemoryShort()) {
+        tenant_.LeasePressure() == storage::Tenant::Pressure::kNone) {
       tenant_.holds().fetch_add(1, std::memory_order_relaxed);
       descriptor->lease = next_hold_++;
       descriptor->lease_ms = protocol::Descriptor::kHold;
@@ -128,13 +138,18 @@ bool Session::Release(uint64_t lease) {
   return true;
 }
 
-void Session::OnTick(int64_t now_ms) {
+void Session::ExpireLeases(int64_t now_ms) {
   while (!leases_.empty() &&
          (!leases_.front().value || leases_.front().deadline_ms <= now_ms)) {
     if (leases_.front().value) --live_leases_;
     leases_.pop_front();
     ++first_lease_;
   }
+  info_->leases.Set(live_leases_);
+}
+
+void Session::OnTick(int64_t now_ms) {
+  ExpireLeases(now_ms);
   if (now_ms >= next_sweep_ms_) {
     next_sweep_ms_ = now_ms + kSweepMs;
     for (Lease& lease : leases_) {
@@ -147,7 +162,6 @@ void Session::OnTick(int64_t now_ms) {
     });
     info_->reservations.Set(reservations_.size());
   }
-  info_->leases.Set(live_leases_);
 }
 
 // --- reservations ------------------------------------------------------------------------------

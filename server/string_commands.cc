@@ -75,8 +75,8 @@ void Set(Context& c) {
     } else if (EqualsIgnoreCase(word, "KEEPTTL") && !unit) {
       options.keep_expiry = true;
     } else if (const auto found = ParseExpiryWord(word);
-               found && !unit && !options.keep_expiry && i + 1 < c.size()) {
-      unit = found;
+               found && (!unit || unit == found) && !options.keep_expiry && i + 1 < c.size()) {
+      unit = found;  // of "EX 1 EX 2" the last counts
       expiry_index = ++i;
     } else {
       return c.SyntaxError();
@@ -128,20 +128,21 @@ void GetEx(Context& c) {
     const auto found = ParseExpiryWord(c[i]);
     if (EqualsIgnoreCase(c[i], "PERSIST") && !unit) {
       persist = true;
-    } else if (found && !unit && !persist && i + 1 < c.size()) {
+    } else if (found && (!unit || unit == found) && !persist && i + 1 < c.size()) {
       unit = found;
       expiry_index = ++i;
     } else {
       return c.SyntaxError();
     }
   }
-  std::optional<int64_t> at;
-  if (unit && !(at = ParseExpiry(c, expiry_index, *unit, false))) return;
   ValueReplies replies(c);
   KeyLock lock(c.keyspace(), c[1], c.key_hash, c.now_ms);
   Entry* entry = lock.key.Read();
+  if (entry == nullptr) return replies.Whole(nullptr);
+  // A wrong time is an error only where there is a key to give it to.
+  std::optional<int64_t> at;
+  if (unit && !(at = ParseExpiry(c, expiry_index, *unit, false))) return;
   replies.Whole(entry);
-  if (entry == nullptr) return;
   if (persist) {
     lock.key.ClearExpiry();
   } else if (at && *at <= c.now_ms) {

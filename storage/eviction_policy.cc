@@ -63,32 +63,47 @@ class LruPolicy : public EvictionPolicy {
   ItemList list_;
 };
 
-// `rank` is the item's place in the vector.
+// `rank` is the item's place in the vector; those before spared_ wait for the end of the round.
 class RandomPolicy : public EvictionPolicy {
  public:
   void Insert(PolicyItem* item) override {
-    item->rank = items_.size();
     items_.push_back(item);
+    Place(item, items_.size() - 1);
   }
   void Access(PolicyItem*) override {}
-  void Remove(PolicyItem* item, bool) override {
-    items_.back()->rank = item->rank;
-    items_[item->rank] = items_.back();
+  void Remove(PolicyItem* item, bool evicted) override {
+    uint64_t hole = item->rank;
+    if (hole < spared_) {
+      Place(items_[--spared_], hole);
+      hole = spared_;
+    }
+    if (hole + 1 != items_.size()) Place(items_.back(), hole);
     items_.pop_back();
+    if (evicted) spared_ = 0;
   }
   PolicyItem* Victim() override {
-    return items_.empty() ? nullptr : items_[random_() % items_.size()];
+    if (spared_ == items_.size()) spared_ = 0;
+    return items_.empty() ? nullptr : items_[spared_ + random_() % (items_.size() - spared_)];
   }
-  void Spare(PolicyItem*) override {}
+  void Spare(PolicyItem* item) override {
+    if (item->rank < spared_) return;
+    Place(items_[spared_], item->rank);
+    Place(item, spared_++);
+  }
   void Replace(PolicyItem* item, PolicyItem* replacement) override {
     replacement->key_hash = item->key_hash;
     replacement->policy_bytes = item->policy_bytes;
-    replacement->rank = item->rank;
-    items_[item->rank] = replacement;
+    Place(replacement, item->rank);
   }
 
  private:
+  void Place(PolicyItem* item, uint64_t rank) {
+    items_[rank] = item;
+    item->rank = rank;
+  }
+
   std::vector<PolicyItem*> items_;
+  size_t spared_ = 0;
   std::minstd_rand random_;
 };
 

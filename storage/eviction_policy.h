@@ -32,7 +32,8 @@ class EvictionPolicy {
   virtual void Remove(PolicyItem* item, bool evicted) = 0;
   // The item to evict next; it stays until Remove().  Null when there is none.
   virtual PolicyItem* Victim() = 0;
-  // The victim cannot go now (pinned, leased): look at it again only after the others.
+  // The victim cannot go now (pinned, leased): look at it again only after all the others, or, if
+  // the policy likes, after one of them was evicted.
   virtual void Spare(PolicyItem* item) = 0;
   // Puts `replacement`, which is not in the policy, where `item` is.
   virtual void Replace(PolicyItem* item, PolicyItem* replacement) = 0;

@@ -10,6 +10,9 @@ namespace {
 // One slice of faulting in ahead: long enough to be worth the lock, short enough to stop soon.
 constexpr uint64_t kPopulateSlice = 32ull << 20;
 
+// One look for values in draining regions: less than a millisecond when each slot is a cache miss.
+constexpr size_t kSlotsPerLook = 8192;
+
 // Unique within the process, so that no session can take one tenant's region for another's.
 std::atomic<uint32_t> next_region_id{1};
 
@@ -58,6 +61,9 @@ Result<WriteHandle> ExtentPool::ReserveIn(Region::Kind kind, SessionId session,
   {
     MutexLock lock(mu_);
     if (auto extent = TakeExtent(kind, session, length)) return WriteHandle(this, *extent);
+    if (generations_->full()) {
+      return Fail(ErrorCode::kOutOfMemory, "every generation slot is taken");
+    }
   }
   Status added = AddRegion(kind, session, length);
   MutexLock lock(mu_);
@@ -268,16 +274,25 @@ void ExtentPool::DrainRegion(PoolRegion& region) {
   }
 }
 
-bool ExtentPool::RetireOne(SessionId keep_for) {
+bool ExtentPool::RetireOne(Sparing sparing) {
   MutexLock lock(mu_);
+  uint64_t shared_free = 0;
+  for (const PoolRegion* region : shared_) shared_free += region->allocator.free_bytes();
   PoolRegion* best = nullptr;
   double best_share = 2;
   for (const auto& [id, region] : regions_) {
-    if (region->draining) return true;  // one at a time
+    if (region->draining) {
+      if (region->extents > 0) return true;  // one at a time
+      continue;  // empty: it only waits for its last writer to unmap it, which may be never
+    }
     const bool shared = region->region->kind() == Region::Kind::kShared;
-    if (shared ? shared_.size() < 2 : region->session == keep_for) continue;
-    const double share = 1 - static_cast<double>(region->allocator.free_bytes()) /
-                                 static_cast<double>(region->region->bytes());
+    if (shared && shared_.size() < 2) continue;
+    const uint64_t free = region->allocator.free_bytes();
+    const uint64_t used = region->region->bytes() - free;
+    const bool fits = used <= shared_free - (shared ? free : 0);
+    if (!fits && (sparing == Sparing::kAll || (shared && sparing == Sparing::kShared))) continue;
+    const double share =
+        static_cast<double>(used) / static_cast<double>(region->region->bytes());
     if (share < best_share) {
       best = region.get();
       best_share = share;
@@ -288,15 +303,22 @@ bool ExtentPool::RetireOne(SessionId keep_for) {
   return true;
 }
 
-std::vector<ValueRef> ExtentPool::Draining(size_t count) const {
+std::vector<ValueRef> ExtentPool::Draining(size_t count) {
   std::vector<ValueRef> values;
   MutexLock lock(mu_);
-  const bool any = std::any_of(regions_.begin(), regions_.end(), [](const auto& entry) {
-    return entry.second->draining && entry.second->extents > 0;
-  });
-  if (!any) return values;
-  for (BulkValue* first : by_slot_) {
-    if (first == nullptr || !regions_.at(first->extent_.region->id())->draining) continue;
+  std::vector<const Region*> draining;
+  for (const auto& [id, region] : regions_) {
+    if (region->draining && region->extents > 0) draining.push_back(region->region.get());
+  }
+  if (draining.empty()) return values;
+  const size_t slots = std::min(by_slot_.size(), kSlotsPerLook);
+  for (size_t i = 0; i < slots && values.size() < count; ++i) {
+    if (++drain_cursor_ >= by_slot_.size()) drain_cursor_ = 0;
+    BulkValue* const first = by_slot_[drain_cursor_];
+    if (first == nullptr ||
+        std::find(draining.begin(), draining.end(), first->extent_.region) == draining.end()) {
+      continue;
+    }
     for (BulkValue* value = first; value != nullptr; value = value->next_alias_) {
       // One whose last reference is just going is about to leave by itself.
       uint32_t references = value->references_.load(std::memory_order_relaxed);
@@ -305,7 +327,6 @@ std::vector<ValueRef> ExtentPool::Draining(size_t count) const {
       }
       if (references > 0) values.push_back(ValueRef::Adopt(value));
     }
-    if (values.size() >= count) break;
   }
   return values;
 }

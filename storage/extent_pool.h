@@ -92,10 +92,13 @@ class ExtentPool {
   // giving up empty regions.  True when there is more to do at once.
   bool Maintain();
   // Starts to drain the region that is cheapest to empty, so that its memory can be used
-  // otherwise; `keep_for` names a session whose arenas are left alone.  False: none qualifies.
-  bool RetireOne(SessionId keep_for = kNoSession);
-  // Values in draining regions, at most `count`.
-  std::vector<ValueRef> Draining(size_t count) const;
+  // otherwise.  `sparing` says whose values may be lost when the other shared regions have no room
+  // for them: any region's, only an arena's, nobody's.  False: no region qualifies.
+  enum class Sparing { kNone, kShared, kAll };
+  bool RetireOne(Sparing sparing = Sparing::kNone);
+  // Some values in draining regions, about `count`: other ones with each call, in turn.  May look in
+  // vain; it holds the lock for a short while only.
+  std::vector<ValueRef> Draining(size_t count);
   // True when a reservation failed for want of budget since the last call.
   bool TakePressure();
 
@@ -146,6 +149,7 @@ class ExtentPool {
   std::unordered_map<SessionId, std::vector<PoolRegion*>> arenas_ GUARDED_BY(mu_);
   // By generation slot, the values that show that extent, linked through next_alias_.
   std::vector<BulkValue*> by_slot_ GUARDED_BY(mu_);
+  size_t drain_cursor_ GUARDED_BY(mu_) = 0;  // the slot Draining() looked at last
   bool grow_ahead_ GUARDED_BY(mu_) = true;  // make a shared region before it is needed
   bool pressure_ GUARDED_BY(mu_) = false;
 };

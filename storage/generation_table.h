@@ -31,6 +31,7 @@ class GenerationTable {
   protocol::GenerationCounter& counter(uint32_t slot) const { return counters_[slot]; }
   int fd() const { return fd_.get(); }
   size_t bytes() const { return bytes_; }
+  bool full() const { return free_.empty() && used_ == slots_; }
   uint32_t slots_used() const { return used_ - static_cast<uint32_t>(free_.size()); }
 
  private:

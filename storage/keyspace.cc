@@ -36,7 +36,13 @@ Keyspace::Keyspace(MemoryBudget* budget, BulkPolicy* bulk_policy, MaxmemoryPolic
   }
 }
 
-Keyspace::~Keyspace() { Clear(); }
+Keyspace::~Keyspace() {
+  Clear();
+  for (size_t i = 0; i < kStripes; ++i) {
+    SpinLock lock(stripes_[i].mu);
+    budget_->AddInline(stripes_[i].unreported - stripes_[i].inline_bytes);
+  }
+}
 
 // --- stripes ---------------------------------------------------------------------------------
 
@@ -102,12 +108,18 @@ void Keyspace::Remove(Stripe& stripe, uint64_t hash, Table::Slot slot, bool evic
   if (entry->has(Entry::kBulk)) {
     --stripe.bulk_entries;
     bulk_policy_->Unlink(entry->bulk(), evicted);
-    ValueRef::Adopt(entry->bulk()).Reset();
+    LetGo(entry->bulk());
   }
   if (evicted) evicted_.fetch_add(1, std::memory_order_relaxed);
   Account(stripe, static_cast<int64_t>(stripe.table.bytes() - table_bytes) -
                       static_cast<int64_t>(entry->block_bytes()));
   Entry::Destroy(entry);
+}
+
+// An entry's reference goes; others may keep the value alive for a while.
+void Keyspace::LetGo(BulkValue* value) {
+  budget_->AddLinked(-static_cast<int64_t>(value->policy_bytes));
+  ValueRef::Adopt(value).Reset();
 }
 
 void Keyspace::LinkBulk(const Entry& entry) {
@@ -123,6 +135,24 @@ void Keyspace::DropPin(Stripe& stripe, std::string_view key) {
     hard_pinned_bytes_.fetch_sub(pin->second.bytes, std::memory_order_relaxed);
   }
   stripe.pins.erase(pin);
+}
+
+size_t Keyspace::DropPassedPins(Stripe& stripe, int64_t now_ms) {
+  const size_t looked_at = stripe.pins.size();
+  for (auto pin = stripe.pins.begin(); pin != stripe.pins.end();) {
+    if (pin->second.until_ms == 0 || pin->second.until_ms > now_ms) {
+      ++pin;
+      continue;
+    }
+    if (const Table::Slot slot = stripe.table.Find(HashKey(pin->first), pin->first)) {
+      slot.entry()->flags &= static_cast<uint8_t>(~Entry::kPinned);
+    }
+    if (pin->second.hard) {
+      hard_pinned_bytes_.fetch_sub(pin->second.bytes, std::memory_order_relaxed);
+    }
+    pin = stripe.pins.erase(pin);
+  }
+  return looked_at;
 }
 
 void Keyspace::ResizePin(Stripe& stripe, const Entry& entry) {
@@ -180,7 +210,7 @@ Entry* Keyspace::Key::Put(size_t value_bytes, uint8_t kind, bool keep_expiry) {
   if (old->has(Entry::kBulk)) {
     --stripe.bulk_entries;
     keyspace_->bulk_policy_->Unlink(old->bulk(), false);
-    ValueRef::Adopt(old->bulk()).Reset();
+    keyspace_->LetGo(old->bulk());
   }
   if (kind & Entry::kBulk) ++stripe.bulk_entries;
   const bool expiry = keep_expiry && old->has(Entry::kHasExpiry);
@@ -224,6 +254,7 @@ Entry* Keyspace::Key::SetBulk(ValueRef value, bool keep_expiry) {
   Entry* entry = Put(sizeof(BulkValue*), Entry::kBulk, keep_expiry);
   stripe_->mu.AssertHeld();
   value->set_owner_hash(hash_);
+  keyspace_->budget_->AddLinked(static_cast<int64_t>(value->policy_bytes));
   entry->set_bulk(value.Release());
   keyspace_->LinkBulk(*entry);
   if (entry->has(Entry::kPinned)) keyspace_->ResizePin(*stripe_, *entry);
@@ -369,6 +400,7 @@ class Keyspace::Cleared {
           if (!entry->has(Entry::kBulk)) return;
           // A scan may meet an entry twice only when the table changes, which it does not.
           policy_->Unlink(entry->bulk(), false);
+          budget_->AddLinked(-static_cast<int64_t>(entry->bulk()->policy_bytes));
           ValueRef::Adopt(entry->bulk()).Reset();
         });
       } while (cursor != 0);
@@ -491,6 +523,9 @@ size_t Keyspace::ExpireSome(size_t buckets, int64_t now_ms) {
         stripes_[expire_stripe_.load(std::memory_order_relaxed) & (kStripes - 1)];
     SpinLock lock(stripe.mu);
     uint64_t cursor = stripe.expire_cursor;
+    if (cursor == 0 && !stripe.pins.empty()) {
+      buckets -= std::min(buckets - 1, DropPassedPins(stripe, now_ms));
+    }
     if (stripe.expiring > 0) {
       names.clear();
       do {
@@ -515,7 +550,9 @@ size_t Keyspace::ExpireSome(size_t buckets, int64_t now_ms) {
 
 bool Keyspace::Evictable(const Stripe& stripe, const Entry& entry, int64_t now_ms,
                          bool ignore_soft_pins) const {
-  if (VolatileOnly(policy()) && !entry.has(Entry::kHasExpiry)) return false;
+  const MaxmemoryPolicy policy = this->policy();
+  if (policy == MaxmemoryPolicy::kNoEviction) return false;
+  if (VolatileOnly(policy) && !entry.has(Entry::kHasExpiry)) return false;
   if (!entry.has(Entry::kPinned)) return true;
   const auto pin = stripe.pins.find(std::string(entry.key()));
   if (pin == stripe.pins.end()) return true;
@@ -567,10 +604,10 @@ size_t Keyspace::EvictInline(int64_t now_ms, bool ignore_soft_pins) {
       });
     }
     if (worst == nullptr) return 0;
-    const size_t bytes = worst->block_bytes();
+    const int64_t before = stripe.inline_bytes;
     const uint64_t hash = HashKey(worst->key());
     Remove(stripe, hash, stripe.table.Find(hash, worst->key()), true);
-    return bytes;
+    return static_cast<size_t>(before - stripe.inline_bytes);
   };
   const auto candidates = [&](Stripe& stripe) {
     stripe.mu.AssertHeld();
@@ -612,7 +649,8 @@ bool Keyspace::MoveBulk(const BulkValue& value, ValueRef moved) {
   Entry* entry = slot.entry();
   moved->set_owner_hash(hash);
   bulk_policy_->Replace(entry->bulk(), moved.get());
-  ValueRef::Adopt(entry->bulk()).Reset();
+  LetGo(entry->bulk());
+  budget_->AddLinked(static_cast<int64_t>(moved->policy_bytes));
   entry->set_bulk(moved.Release());
   return true;
 }
@@ -674,6 +712,11 @@ bool Keyspace::SweepVoids(int64_t now_ms) {
     // A pass takes everything that is void by now, and retires the voids that were there when it
     // began: a void that came in the middle gets a pass of its own.
     if (void_cursor_ == 0) void_pass_ = void_sequence_;
+    if (inner == 0) {
+      // Writes from before the oldest void are as good as none.
+      const uint64_t oldest = voids_.front().sequence;
+      std::erase_if(stripe.written, [=](const auto& write) { return write.second < oldest; });
+    }
     std::vector<std::string> names;
     size_t buckets = kBuckets;
     do {

@@ -135,7 +135,8 @@ class Keyspace {
   uint64_t Scan(uint64_t cursor, size_t count, int64_t now_ms, std::vector<std::string>* keys);
   std::optional<std::string> RandomKey(int64_t now_ms);
 
-  // Removes expired entries for at most `budget` buckets; returns how many went.
+  // Removes expired entries, and pins whose time has passed, in about `buckets` buckets; returns how
+  // many entries went.
   size_t ExpireSome(size_t buckets, int64_t now_ms);
   // Evicts the worst of a few sampled inline entries; returns the heap bytes freed, 0 when none
   // was found.  Soft pins hold unless `ignore_soft_pins`.
@@ -192,8 +193,11 @@ class Keyspace {
       REQUIRES(stripe.mu);
   // Takes the entry out and lets go of its value.
   void Remove(Stripe& stripe, uint64_t hash, Table::Slot slot, bool evicted) REQUIRES(stripe.mu);
+  void LetGo(BulkValue* value);
   void LinkBulk(const Entry& entry);
   void DropPin(Stripe& stripe, std::string_view key) REQUIRES(stripe.mu);
+  // Returns how many pins it had to look at.
+  size_t DropPassedPins(Stripe& stripe, int64_t now_ms) REQUIRES(stripe.mu);
   // The value of a pinned key has another size now.
   void ResizePin(Stripe& stripe, const Entry& entry) REQUIRES(stripe.mu);
   void Account(Stripe& stripe, int64_t bytes) REQUIRES(stripe.mu);
@@ -239,6 +243,9 @@ class KeyLock {
   }
   KeyLock(Keyspace& keyspace, std::string_view name, int64_t now_ms)
       : KeyLock(keyspace, name, HashKey(name), now_ms) {}
+  // The lock keeps a view of the name: a temporary string would be gone before it.
+  template <typename T> requires std::is_same_v<T, std::string>
+  KeyLock(Keyspace&, T&&, int64_t) = delete;
   ~KeyLock() NO_THREAD_SAFETY_ANALYSIS { key.stripe_->mu.Unlock(); }
   KeyLock(const KeyLock&) = delete;
   KeyLock& operator=(const KeyLock&) = delete;

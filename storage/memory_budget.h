@@ -23,9 +23,17 @@ class MemoryBudget {
   uint64_t extent_bytes() const { return Read(extent_); }
   // What counts against the watermarks.
   uint64_t used_bytes() const { return inline_bytes() + extent_bytes(); }
+  // Extents that no key refers to: reserved, or overwritten, deleted and evicted while somebody
+  // still holds them.
+  uint64_t unlinked_bytes() const {
+    const uint64_t extents = extent_bytes();
+    return extents - std::min(extents, Read(linked_));
+  }
 
   void AddInline(int64_t bytes) { inline_.fetch_add(bytes, std::memory_order_relaxed); }
   void AddExtent(int64_t bytes) { extent_.fetch_add(bytes, std::memory_order_relaxed); }
+  // A key began (or ceased) to refer to an extent.
+  void AddLinked(int64_t bytes) { linked_.fetch_add(bytes, std::memory_order_relaxed); }
   void ReleaseRegion(uint64_t bytes) {
     region_.fetch_sub(static_cast<int64_t>(bytes), std::memory_order_relaxed);
   }
@@ -53,6 +61,7 @@ class MemoryBudget {
   std::atomic<int64_t> inline_{0};
   std::atomic<int64_t> region_{0};
   std::atomic<int64_t> extent_{0};
+  std::atomic<int64_t> linked_{0};
 };
 
 }  // namespace moonpool::storage

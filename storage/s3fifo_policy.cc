@@ -26,6 +26,7 @@ class S3FifoPolicy : public EvictionPolicy {
   void Remove(PolicyItem* item, bool evicted) override {
     if (evicted && item->queue == kSmall) Remember(item->key_hash);
     Unlink(item);
+    if (evicted) queues_[kMain].TakeFront(spared_);
   }
   PolicyItem* Victim() override {
     // Ends: every step evicts, lowers a count, or moves an item out of the small queue.
@@ -40,16 +41,23 @@ class S3FifoPolicy : public EvictionPolicy {
         continue;
       }
       PolicyItem* item = queues_[kMain].back();
-      if (item == nullptr) return nullptr;
+      if (item == nullptr) {
+        if (spared_.empty()) return nullptr;
+        queues_[kMain].TakeFront(spared_);
+        continue;
+      }
       if (item->uses == 0) return item;
       --item->uses;
       Unlink(item);
       Push(kMain, item);
     }
   }
+  // Into the main queue, when the rest of both queues has been looked at or a victim was found.
   void Spare(PolicyItem* item) override {
     Unlink(item);
     Push(kMain, item);
+    ItemList::Unlink(item);
+    spared_.PushFront(item);
   }
   void Replace(PolicyItem* item, PolicyItem* replacement) override {
     ItemList::Replace(item, replacement);
@@ -82,6 +90,7 @@ class S3FifoPolicy : public EvictionPolicy {
   }
 
   ItemList queues_[2];
+  ItemList spared_;  // belongs to the main queue, and is counted there
   uint64_t bytes_[2] = {0, 0};
   uint64_t items_ = 0;
   std::unordered_map<uint64_t, uint64_t> ghosts_;  // key hash -> its newest place in the order

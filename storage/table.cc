@@ -73,10 +73,10 @@ void Table::Append(Bucket* bucket, uint64_t word) {
 void Table::Insert(uint64_t hash, Entry* entry) {
   Append(BucketAt(IndexOf(hash)), Pack(TagOf(hash), entry));
   ++size_;
-  const bool resting = (buckets() & (buckets() - 1)) == 0;
-  if (size_ > buckets() * (resting ? kSplitAbove : kSplitUntil)) {
+  const auto resting = [this] { return (buckets() & (buckets() - 1)) == 0; };
+  if (size_ > buckets() * (resting() ? kSplitAbove : kSplitUntil)) {
     SplitOne();
-    SplitOne();
+    if (!resting()) SplitOne();  // past the power of two there would be no rest
   }
 }
 

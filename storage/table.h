@@ -5,7 +5,7 @@
 // operation stalls for a rehash.  With 2^level <= n < 2^(level+1) buckets, an entry is in bucket
 // hash mod 2^(level+1) if that exists and in hash mod 2^level if not (linear hashing: W. Litwin,
 // VLDB 1980).  A ninth entry makes the last slot a pointer to an overflow bucket.  The table
-// splits buckets from 8 entries per bucket down to 4, then rests: 8 to 16 bytes a key.
+// splits buckets from 8 entries per bucket down to 4, then rests: 11 to 20 bytes a key.
 //
 // Scan() walks with Redis's reverse-binary cursor: every entry that was in the table from the
 // first call to the last is reported at least once, however the table grew or shrank meanwhile.

@@ -102,21 +102,28 @@ bool Tenant::EvictToLimit(int64_t now_ms) {
 
 uint64_t Tenant::EvictOne(int64_t now_ms) {
   if (keyspace_->policy() == MaxmemoryPolicy::kNoEviction) return 0;
-  // Each kind of value gives in proportion to what it takes, so that both age alike.
+  // Each kind of value gives bytes in proportion to what it takes, so that both age alike.
   const uint64_t extent = budget_.extent_bytes();
   const uint64_t heap = budget_.inline_bytes();
-  thread_local uint64_t turn = 0;
-  turn = turn * 6364136223846793005ull + 1442695040888963407ull;
-  const bool bulk_first =
-      static_cast<double>(turn >> 32) * static_cast<double>(extent + heap) <
-      static_cast<double>(extent) * 4294967296.0;
-  const auto evict_inline = [&]() -> uint64_t {
-    if (const size_t bytes = keyspace_->EvictInline(now_ms, false)) return bytes;
-    return keyspace_->EvictInline(now_ms, true);
+  const double bulk_share =
+      static_cast<double>(extent) / static_cast<double>(std::max<uint64_t>(extent + heap, 1));
+  const auto evict_bulk = [&]() -> uint64_t {
+    const uint64_t bytes = EvictOneBulk(now_ms);
+    bulk_gave_.fetch_add(static_cast<int64_t>(static_cast<double>(bytes) * (1 - bulk_share)),
+                         std::memory_order_relaxed);
+    return bytes;
   };
-  uint64_t bytes = bulk_first ? EvictOneBulk(now_ms) : evict_inline();
-  if (bytes == 0) bytes = bulk_first ? evict_inline() : EvictOneBulk(now_ms);
-  return bytes;
+  const auto evict_inline = [&]() -> uint64_t {
+    uint64_t bytes = keyspace_->EvictInline(now_ms, false);
+    if (bytes == 0) bytes = keyspace_->EvictInline(now_ms, true);
+    bulk_gave_.fetch_sub(static_cast<int64_t>(static_cast<double>(bytes) * bulk_share),
+                         std::memory_order_relaxed);
+    return bytes;
+  };
+  const bool bulk_first = extent > 0 && bulk_gave_.load(std::memory_order_relaxed) <= 0;
+  const uint64_t bytes = bulk_first ? evict_bulk() : evict_inline();
+  if (bytes > 0) return bytes;
+  return bulk_first ? evict_inline() : evict_bulk();
 }
 
 uint64_t Tenant::EvictOneBulk(int64_t now_ms) {
@@ -182,9 +189,13 @@ bool Tenant::Maintain(int64_t now_ms) {
   more |= keyspace_->SweepVoids(now_ms);
   more |= EvictAboveWatermark(now_ms);
   // Heap and regions together are over the limit, or a reservation found no room to grow: turn a
-  // region's memory to other use.
+  // region's memory to other use.  Emptying a full shared region would not help the latter.
   const bool over = budget_.region_bytes() + budget_.inline_bytes() > budget_.limit();
-  if (pool_->TakePressure() || over) pool_->RetireOne();
+  if (pool_->TakePressure() || over) {
+    using Sparing = ExtentPool::Sparing;
+    const bool keep_all = keyspace_->policy() == MaxmemoryPolicy::kNoEviction;
+    pool_->RetireOne(keep_all ? Sparing::kAll : over ? Sparing::kNone : Sparing::kShared);
+  }
   more |= DrainSome(now_ms);
   more |= pool_->Maintain();
   return more;

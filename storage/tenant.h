@@ -50,11 +50,17 @@ class Tenant {
     return budget_.used_bytes() <= budget_.limit() || EvictToLimit(now_ms);
   }
 
-  // Memory is so short that readers should not pin more of it.
-  bool MemoryShort() const {
-    return static_cast<double>(budget_.used_bytes()) >
-           high_watermark_.load(std::memory_order_relaxed) *
-               static_cast<double>(budget_.limit());
+  // How much of the memory is pinned for readers though no key refers to it any more, and so how
+  // far new leases and holds must be cut: writers must never wait for readers.
+  enum class Pressure { kNone, kShortLeases, kNoLeases };
+  Pressure LeasePressure() const {
+    const uint64_t limit = budget_.limit();
+    const uint64_t unlinked = budget_.unlinked_bytes();
+    if (unlinked > limit / 4) return Pressure::kNoLeases;
+    const bool above = static_cast<double>(budget_.used_bytes()) >
+                       high_watermark_.load(std::memory_order_relaxed) *
+                           static_cast<double>(limit);
+    return above || unlinked > limit / 8 ? Pressure::kShortLeases : Pressure::kNone;
   }
 
   // Holds of all its sessions.
@@ -86,6 +92,8 @@ class Tenant {
   std::atomic<double> high_watermark_;
   std::atomic<double> evict_ratio_;
   std::atomic<uint64_t> holds_{0};
+  // How many bytes bulk values gave beyond their share of the evictions; inline ones, when negative.
+  std::atomic<int64_t> bulk_gave_{0};
   bool evicting_ = false;  // Maintain()'s: between the two watermarks, on the way down
   BulkPolicy bulk_policy_;
   std::unique_ptr<ExtentPool> pool_;

@@ -87,7 +87,7 @@ struct Options {
   enum class TransportChoice { kAuto, kShm, kTcp };
   // kAuto: shared memory where it can be had, else tcp.  kShm: an error where it cannot.
   TransportChoice transport = TransportChoice::kAuto;
-  std::string password;
+  std::string password = {};
   int connections = 8;           // most connections at one time
   int connect_timeout_ms = 5000;
   int timeout_ms = 30000;        // for one round trip or one piece of a transfer
@@ -104,7 +104,7 @@ struct PutOptions {
   bool if_absent = false;
   bool if_present = false;
   int64_t ttl_ms = 0;   // 0: no expiry
-  std::string prefer;   // tiers in order, "gpu,dram"; empty: the server's choice
+  std::string prefer = {};  // tiers in order, "gpu,dram"; empty: the server's choice
 };
 
 struct Stats {
@@ -157,10 +157,10 @@ class MOONPOOL_API View {
 struct Operation {
   enum class Kind { kGetInto, kPutFrom, kExists, kRemove };
   Kind kind = Kind::kGetInto;
-  std::vector<std::string> keys;
-  std::vector<std::vector<Buffer>> into;       // kGetInto: pieces per key
-  std::vector<std::vector<ConstBuffer>> from;  // kPutFrom: pieces per key
-  PutOptions put;
+  std::vector<std::string> keys = {};
+  std::vector<std::vector<Buffer>> into = {};       // kGetInto: pieces per key
+  std::vector<std::vector<ConstBuffer>> from = {};  // kPutFrom: pieces per key
+  PutOptions put = {};
 };
 
 struct Completion {

@@ -1,0 +1,209 @@
+// KV.ALLOC, KV.COMMIT and KV.ABORT: values written through shared memory.
+#include <optional>
+
+#include "protocol/decimal.h"
+#include "protocol/glob.h"
+#include "protocol/seqlock.h"
+#include "server/background.h"
+#include "server/connection.h"
+#include "server/kv_arguments.h"
+#include "server/loop.h"
+#include "server/placement.h"
+#include "server/server.h"
+#include "server/session.h"
+#include "storage/tenant.h"
+
+namespace moonpool::server {
+
+namespace {
+
+using protocol::EqualsIgnoreCase;
+using storage::KeyLock;
+
+// One key of a KV.COMMIT, between its reservation and its place in the keyspace.
+struct Pending {
+  std::string error;  // not empty: what to reply
+  Session::Reservation reservation;
+  storage::WriteHandle copy;  // shm-commit copy: where the bytes go
+  std::optional<uint32_t> crc;
+};
+
+Pending TakePending(Context& c, size_t index) {
+  Pending pending;
+  const std::string_view key = c[index];
+  const auto token = protocol::ParseUint64(c[index + 1]);
+  const std::string_view crc = c[index + 2];
+  if (crc != "-") {
+    const auto value = protocol::ParseUint64(crc);
+    if (!value || *value > UINT32_MAX) {
+      pending.error = "ERR crc is not a 32-bit number or '-'";
+      return pending;
+    }
+    pending.crc = static_cast<uint32_t>(*value);
+  }
+  Session* session = c.connection.session();
+  auto reservation =
+      session != nullptr && token ? session->TakeReservation(*token, key) : std::nullopt;
+  if (!reservation) {
+    pending.error = "ERR no such reservation (committed, aborted, expired, or for another key)";
+    return pending;
+  }
+  if (!c.tenant.pool().ArenaSealed(reservation->handle.extent().region->id())) {
+    pending.error = "ERR the write arena is not mapped and sealed yet";
+    return pending;
+  }
+  pending.reservation = std::move(*reservation);
+  return pending;
+}
+
+void PublishPending(Context& c, Pending& pending) {
+  if (!pending.error.empty()) return c.Error(pending.error);
+  Session::Reservation& reservation = pending.reservation;
+  KeyLock lock(c.keyspace(), reservation.key, c.now_ms);
+  const bool exists = lock.key.Find() != nullptr;
+  if ((reservation.if_absent && exists) || (reservation.if_present && !exists)) {
+    c.loop.stats().aborts.Add();
+    return c.reply.Null();
+  }
+  storage::WriteHandle& handle = pending.copy ? pending.copy : reservation.handle;
+  lock.key.SetBulk(std::move(handle).Publish(pending.crc));
+  if (reservation.expiry_ms > 0) lock.key.SetExpiry(c.now_ms + reservation.expiry_ms);
+  c.loop.stats().commits.Add();
+  c.reply.Ok();
+}
+
+}  // namespace
+
+void KvAlloc(Context& c) {
+  const auto count = KeyCount(c, 2);
+  if (!count) return;
+  bool if_absent = false;
+  bool if_present = false;
+  int64_t expiry_ms = 0;
+  std::optional<std::string_view> prefer;
+  for (size_t i = kFirstKey + *count * 2; i < c.size(); ++i) {
+    const bool seconds = EqualsIgnoreCase(c[i], "EX");
+    if (EqualsIgnoreCase(c[i], "NX") && !if_present) {
+      if_absent = true;
+    } else if (EqualsIgnoreCase(c[i], "XX") && !if_absent) {
+      if_present = true;
+    } else if ((seconds || EqualsIgnoreCase(c[i], "PX")) && expiry_ms == 0 && i + 1 < c.size()) {
+      const auto time = c.Integer(++i);
+      if (!time) return;
+      // Bounded so that now + expiry cannot overflow at the commit either.
+      constexpr int64_t kMost = INT64_MAX / 4000;
+      if (*time <= 0 || *time > (seconds ? kMost : kMost * 1000)) {
+        return c.Error("ERR invalid expire time in 'kv.alloc' command");
+      }
+      expiry_ms = seconds ? *time * 1000 : *time;
+    } else if (EqualsIgnoreCase(c[i], "PREFER") && i + 1 < c.size()) {
+      prefer = c[++i];
+    } else {
+      return c.SyntaxError();
+    }
+  }
+  Session* session = c.connection.session();
+  if (session == nullptr || !session->attached()) {
+    return c.Error(
+        "ERR KV.ALLOC needs a session with an attached shared-memory socket: say KV.HELLO and "
+        "connect to it, or write with SET");
+  }
+  const int64_t longest = c.server.config().number(Key::kProtoMaxBulkLen);
+  c.reply.Array(*count);
+  for (size_t i = 0; i < *count; ++i) {
+    const std::string_view key = c[kFirstKey + i * 2];
+    const auto length = protocol::ParseInt64(c[kFirstKey + i * 2 + 1]);
+    if (!length || *length <= 0 || *length > longest) {
+      c.Error("ERR length is out of range (1 to proto-max-bulk-len)");
+      continue;
+    }
+    // One tier so far, so the choice is only checked.
+    if (const auto tier = c.server.placement().Choose(key, prefer); !tier) {
+      c.Error("ERR PREFER: " + tier.error().message);
+      continue;
+    }
+    auto handle = c.tenant.ReserveInArena(session->id(), static_cast<uint64_t>(*length), c.now_ms);
+    if (!handle) {
+      c.OutOfMemory(handle.error().message);
+      continue;
+    }
+    const storage::Extent extent = handle->extent();
+    Session::Reservation reservation;
+    reservation.handle = std::move(*handle);
+    reservation.key = key;
+    reservation.if_absent = if_absent;
+    reservation.if_present = if_present;
+    reservation.expiry_ms = expiry_ms;
+    const auto token = session->AddReservation(std::move(reservation));
+    if (!token) {
+      c.Error("ERR too many reservations wait for KV.COMMIT (session-max-reservations)");
+      continue;
+    }
+    c.loop.stats().reservations.Add();
+    c.reply.Array(4);
+    c.reply.Integer(static_cast<int64_t>(*token));
+    c.reply.Integer(extent.region->id());
+    c.reply.Integer(static_cast<int64_t>(extent.offset));
+    c.reply.Integer(static_cast<int64_t>(extent.length));
+  }
+}
+
+void KvCommit(Context& c) {
+  const auto count = KeyCount(c, 3);
+  if (!count) return;
+  if (c.size() != kFirstKey + *count * 3) return c.SyntaxError();
+  const bool copy = c.server.config().text(Key::kShmCommit) == "copy";
+  if (!copy) {
+    c.reply.Array(*count);
+    for (size_t i = 0; i < *count; ++i) {
+      Pending pending = TakePending(c, kFirstKey + i * 3);
+      PublishPending(c, pending);
+    }
+    return;
+  }
+  auto all = std::make_shared<std::vector<Pending>>();
+  for (size_t i = 0; i < *count; ++i) {
+    Pending& pending = all->emplace_back(TakePending(c, kFirstKey + i * 3));
+    if (!pending.error.empty()) continue;
+    auto target = c.tenant.Reserve(pending.reservation.handle.length(), c.now_ms);
+    if (target) {
+      pending.copy = std::move(*target);
+    } else {
+      c.loop.stats().oom_replies.Add();
+      pending.error = "OOM " + target.error().message;
+    }
+  }
+  // The bytes are copied on another thread; the connection goes on when that is done.
+  c.connection.Suspend(
+      c.command, c.server.background(),
+      [all] {
+        for (Pending& pending : *all) {
+          if (!pending.copy) continue;
+          // The writer may still be writing; what it gets published is its own affair, but the
+          // copy must not be undefined behaviour.
+          protocol::RacyCopy(pending.copy.data(), pending.reservation.handle.data(),
+                             pending.copy.length());
+        }
+      },
+      [all](Context& resumed) {
+        resumed.reply.Array(all->size());
+        for (Pending& pending : *all) PublishPending(resumed, pending);
+      });
+}
+
+void KvAbort(Context& c) {
+  const auto count = KeyCount(c, 2);
+  if (!count) return;
+  if (c.size() != kFirstKey + *count * 2) return c.SyntaxError();
+  c.reply.Array(*count);
+  for (size_t i = 0; i < *count; ++i) {
+    const auto token = protocol::ParseUint64(c[kFirstKey + i * 2 + 1]);
+    Session* session = c.connection.session();
+    const bool aborted = session != nullptr && token &&
+                         session->TakeReservation(*token, c[kFirstKey + i * 2]).has_value();
+    if (aborted) c.loop.stats().aborts.Add();
+    c.reply.Integer(aborted ? 1 : 0);
+  }
+}
+
+}  // namespace moonpool::server
