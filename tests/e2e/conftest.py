@@ -1,6 +1,10 @@
-"""Real servers for end-to-end tests: Moonpool from the build under test, and redis-server."""
+"""Real servers for end-to-end tests: Moonpool from the build under test, and redis-server.
+
+MOONPOOL_BUILD names the build folder (default: build/release).
+"""
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -9,72 +13,107 @@ import time
 import pytest
 import redis
 
+import resp
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BUILD = pathlib.Path(os.environ.get("MOONPOOL_BUILD", "build/release")).resolve()
 SERVER = BUILD / "server" / "moonpool-server"
-DEADLINE_S = 30  # for anything that is waited for; sanitizer builds are slow
+DEADLINE_S = 60  # for anything that is waited for; sanitizer builds are slow
+
+
+def pytest_report_header():
+    return f"build under test: {BUILD}"
+
+
+def sanitized():
+    """The build has sanitizers: five to ten times slower, and memory costs several times more."""
+    cache = (BUILD / "CMakeCache.txt").read_text()
+    return any(line.startswith("MOONPOOL_SANITIZE") and not line.endswith("=")
+               for line in cache.splitlines())
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port nobody listens on, below those that the kernel gives to outgoing connections."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as s:
+            try:
+                s.bind(("", port))
+                return port
+            except OSError:
+                pass
 
 
 def wait_for(condition, what, seconds=DEADLINE_S):
-    """Polls until `condition()` is true; fails the test when it never is."""
+    """Polls until `condition()` is true and returns its value; fails the test when it never is."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while True:
         value = condition()
         if value:
             return value
+        if time.monotonic() > end:
+            raise AssertionError(f"timed out waiting for {what}")
         time.sleep(0.01)
-    raise AssertionError(f"timed out waiting for {what}")
 
 
 class Server:
-    """A server process on a port of its own, listening on loopback only."""
+    """A server process on a port of its own; port 0: it listens on no TCP port."""
 
-    def __init__(self, command, port, log):
+    def __init__(self, command, port, log, cwd=None, prefix=()):
         self.port = port
         self.log_path = log
         self.log = open(log, "wb")
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT)
-        wait_for(self._answers, f"{command[0]} to answer")
+        self.process = subprocess.Popen([*prefix, *map(str, command)], stdout=self.log,
+                                        stderr=subprocess.STDOUT, cwd=cwd)
+        # The port may belong to somebody else by now; only the log tells.
+        wait_for(self._ready, f"{command[0]} to start")
 
-    def _answers(self):
+    def _ready(self):
         if self.process.poll() is not None:
-            raise AssertionError(f"server died: {self.log_path.read_text()}")
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=5):
-                return True
-        except OSError:
-            return False
+            raise AssertionError(f"the server died: {self.text()}")
+        return "eady to accept connections" in self.text()
 
     def client(self, **options):
+        """A redis-py client."""
         options.setdefault("socket_timeout", DEADLINE_S)
         return redis.Redis(port=self.port, **options)
 
-    def raw(self, family=socket.AF_INET):
-        s = socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S)
-        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return s
+    def connect(self, **options):
+        """A raw RESP connection."""
+        return resp.Connection(self.port, **options)
+
+    def stats(self):
+        """KV.STATS as a dictionary."""
+        with self.connect() as connection:
+            flat = connection.value("KV.STATS")
+        return {name.decode(): number for name, number in zip(flat[::2], flat[1::2])}
+
+    def info(self, *sections):
+        """INFO as a dictionary of texts."""
+        with self.connect() as connection:
+            text = connection.value("INFO", *sections).decode()
+        rows = (line.split(":", 1) for line in text.split("\r\n") if ":" in line)
+        return {name: value for name, value in rows}
 
     def text(self):
         return self.log_path.read_text(errors="replace")
 
-    def stop(self):
+    def stop(self, by=signal.SIGTERM):
         """Asks it to stop and returns the exit status."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(by)
+        return self.wait()
+
+    def wait(self):
+        """Waits until it has ended by itself; returns the exit status."""
         try:
-            status = self.process.wait(DEADLINE_S)
+            return self.process.wait(DEADLINE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            raise AssertionError("the server did not stop") from None
+            raise AssertionError(f"the server did not stop: {self.text()}") from None
         finally:
             self.log.close()
-        return status
 
     def kill(self):
         self.process.kill()
@@ -82,24 +121,64 @@ class Server:
         self.log.close()
 
 
+class Servers:
+    """Starts Moonpool servers in a folder of their own; stop_all() wants clean exits."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.all = []
+
+    def start(self, *flags, port=None, config=None, memory="256mb", prefix=()):
+        """`flags` as on the command line; `config`: the path of a configuration file."""
+        for attempt in range(10):
+            number = port if port is not None else free_port()
+            log = self.folder / f"moonpool-{number}-{len(self.all)}-{attempt}.log"
+            command = [SERVER, *([config] if config else []), "--port", number,
+                       *(["--maxmemory", memory] if memory else []), *flags]
+            try:
+                server = Server(command, number, log, cwd=self.folder, prefix=prefix)
+            except AssertionError as failure:
+                if port is None and "Address already in use" in str(failure) and attempt < 9:
+                    continue
+                raise
+            self.all.append(server)
+            return server
+
+    def fails(self, *arguments):
+        """Runs the server with arguments it must refuse; returns what it says."""
+        ended = subprocess.run([SERVER, *map(str, arguments)], capture_output=True, text=True,
+                               timeout=DEADLINE_S, cwd=self.folder)
+        assert ended.returncode == 1, ended
+        return ended.stdout + ended.stderr
+
+    def stop_all(self):
+        for server in self.all:
+            if server.process.poll() is None:
+                status = server.stop()
+                assert status == 0, f"exit status {status}:\n{server.text()}"
+            for word in ("Sanitizer", "runtime error"):
+                assert word not in server.text(), server.text()
+
+
+def start_reference(folder, *flags):
+    """A redis-server 7."""
+    port = free_port()
+    return Server(["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "",
+                   "--appendonly", "no", "--dir", folder, *flags], port,
+                  folder / f"redis-{port}.log")
+
+
 @pytest.fixture
-def start_server(tmp_path):
+def servers(tmp_path):
+    started = Servers(tmp_path)
+    yield started
+    started.stop_all()
+
+
+@pytest.fixture
+def start_server(servers):
     """start_server("--key", "value", ...) starts a Moonpool server; all are stopped at the end."""
-    servers = []
-
-    def start(*flags, port=None):
-        port = port or free_port()
-        log = tmp_path / f"moonpool-{port}-{len(servers)}.log"
-        command = [str(SERVER), "--port", str(port), "--maxmemory", "256mb", *flags]
-        server = Server(command, port, log)
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        if server.process.poll() is None:
-            status = server.stop()
-            assert status == 0, f"exit status {status}:\n{server.text()}"
+    return servers.start
 
 
 @pytest.fixture
@@ -115,9 +194,29 @@ def client(server):
 @pytest.fixture
 def redis_server(tmp_path):
     """The reference: a redis-server 7 with the same settings."""
-    port = free_port()
-    reference = Server(["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "",
-                        "--appendonly", "no", "--dir", str(tmp_path)], port,
-                       tmp_path / f"redis-{port}.log")
+    reference = start_reference(tmp_path)
     yield reference
     reference.stop()
+
+
+class Pair:
+    """A Moonpool server and a redis-server, to compare."""
+
+    def __init__(self, moonpool, reference):
+        self.moonpool = moonpool
+        self.reference = reference
+
+    def connect(self):
+        return self.moonpool.connect(), self.reference.connect()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """One pair for a whole file: starting servers takes longer than most comparisons."""
+    folder = tmp_path_factory.mktemp("pair")
+    moonpool = Servers(folder)
+    ours = moonpool.start("--io-threads", "2", "--maxmemory-policy", "noeviction", memory="1gb")
+    reference = start_reference(folder)
+    yield Pair(ours, reference)
+    reference.stop()
+    moonpool.stop_all()

@@ -1,0 +1,99 @@
+// A server inside the test process, so that sanitizers see both sides.
+#pragma once
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <functional>
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include <gtest/gtest.h>
+
+#include "client/moonpool/client.h"
+#include "server/config.h"
+#include "server/log.h"
+#include "server/server.h"
+
+namespace moonpool {
+
+inline int FreePort() {
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  EXPECT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  socklen_t size = sizeof(address);
+  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
+  close(fd);
+  return ntohs(address.sin_port);
+}
+
+// Polls until condition() holds; false when it never does.
+inline bool Eventually(const std::function<bool()>& condition, int seconds = 60) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
+  while (!condition()) {
+    if (std::chrono::steady_clock::now() > end) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return true;
+}
+
+class LiveServer {
+ public:
+  using Settings = std::initializer_list<std::pair<const char*, const char*>>;
+
+  explicit LiveServer(Settings settings = {}, int port = 0) : port_(port != 0 ? port : FreePort()) {
+    server::SetLogLevel(server::LogLevel::kWarning);
+    Set("port", std::to_string(port_).c_str());
+    Set("bind", "127.0.0.1");
+    Set("maxmemory", "256mb");
+    Set("io-threads", "2");
+    Set("dumpable", "yes");  // the leak sanitizer looks at its own process
+    for (const auto& [key, value] : settings) Set(key, value);
+    server_ = std::make_unique<server::Server>(config_);
+    const Status started = server_->Start();
+    EXPECT_TRUE(started) << started.error().message;
+  }
+  ~LiveServer() {
+    if (server_ != nullptr) Stop();
+  }
+
+  void Stop() {
+    server_->Stop();
+    server_.reset();
+  }
+
+  int port() const { return port_; }
+  std::string Url(const std::string& options = "") const {
+    return "moonpool://127.0.0.1:" + std::to_string(port_) +
+           (options.empty() ? "" : "?" + options);
+  }
+  server::Server& server() { return *server_; }
+  server::Config& config() { return config_; }
+  storage::Tenant& tenant() { return server_->default_tenant(); }
+
+  std::unique_ptr<client::Client> Connect(const std::string& options = "") {
+    std::unique_ptr<client::Client> client;
+    const client::Status status = client::Client::Connect(Url(options), {}, &client);
+    EXPECT_TRUE(status.ok()) << status.message;
+    return client;
+  }
+
+ private:
+  void Set(const char* key, const char* value) {
+    const Status set = config_.SetAtStart(key, value);
+    EXPECT_TRUE(set) << set.error().message;
+  }
+
+  const int port_;
+  server::Config config_;
+  std::unique_ptr<server::Server> server_;
+};
+
+}  // namespace moonpool
