@@ -38,8 +38,20 @@ bool Target::Accept(uint64_t bytes) const {
   return bytes <= room;
 }
 
+namespace {
+
+int DefaultCopyThreads() {
+  const auto cores = static_cast<int>(std::thread::hardware_concurrency());
+  return std::min(std::clamp(cores / 4, 2, 4), std::max(cores, 1));
+}
+
+}  // namespace
+
 ClientImpl::ClientImpl(Endpoint endpoint, Options options)
-    : endpoint_(std::move(endpoint)), options_(std::move(options)), forks_(ForkCount()) {}
+    : endpoint_(std::move(endpoint)),
+      options_(std::move(options)),
+      forks_(ForkCount()),
+      copier_(options_.copy_threads > 0 ? options_.copy_threads : DefaultCopyThreads()) {}
 
 ClientImpl::~ClientImpl() {
   {

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "client/channel.h"
+#include "client/copier.h"
 #include "client/endpoint.h"
 #include "client/moonpool/client.h"
 #include "protocol/mutex.h"
@@ -145,9 +146,16 @@ class ClientImpl {
   bool AllocateAndPush(Channel& channel, PutBatch& batch, const PutOptions& options);
   bool SetOverTcp(Channel& channel, PutBatch& batch, const PutOptions& options);
 
-  enum class Pulled { kDone, kChanged };
-  Pulled Pull(Channel& channel, const protocol::Descriptor& descriptor, size_t index,
-              GetBatch& batch);
+  // A value that is to be copied out of shared memory.
+  struct Pull {
+    size_t index;
+    protocol::Descriptor descriptor;
+    std::shared_ptr<Mapping> mapping;
+    const protocol::GenerationCounter* counter;
+  };
+  // False when the value needs no copy: its key is done, or pending again.
+  bool PreparePull(Channel& channel, Pull& pull, GetBatch& batch);
+  void RunPulls(Channel& channel, std::span<const Pull> pulls, GetBatch& batch);
   // The whole value over RESP, for a view that cannot be one.
   bool ReadCopy(Channel& channel, std::string_view key, std::string* copy, Status* answer);
   bool ReadInline(Channel& channel, const ReplyHeader& header, size_t index, GetBatch& batch);
@@ -161,6 +169,7 @@ class ClientImpl {
   const Options options_;
   const uint64_t forks_;
   Counters counters_;
+  Copier copier_;
 
   mutable Mutex mu_;
   CondVar channel_free_;

@@ -49,6 +49,8 @@ constexpr IntegerOption kIntegerOptions[] = {
     {"connections", &Options::connections, 1, 1024},
     {"connect_timeout_ms", &Options::connect_timeout_ms, 1, 3600000},
     {"timeout_ms", &Options::timeout_ms, 1, 3600000},
+    {"copy_threads", &Options::copy_threads, 0, 256},
+    {"spin_us", &Options::spin_us, 0, 1000000},
     {"lease_ms", &Options::lease_ms, 0, 3600000},
     {"async_threads", &Options::async_threads, 1, 256},
     {"gather_us", &Options::gather_us, 0, 1000000},

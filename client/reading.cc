@@ -25,16 +25,17 @@ uint64_t Room(const Target& target) {
   return room;
 }
 
-// Copies [from, from + bytes) out of shared memory into the target.
-void CopyOut(const Target& target, const char* from, uint64_t bytes) {
+// Where the `bytes` from `from` on go.
+void AddPieces(const Target& target, const char* from, uint64_t bytes,
+               std::vector<Copier::Piece>* pieces) {
   if (target.text != nullptr) {
-    protocol::RacyCopy(target.text->data(), from, bytes);
+    pieces->push_back({target.text->data(), from, bytes});
     return;
   }
   for (const Buffer& piece : target.pieces) {
     const uint64_t part = std::min<uint64_t>(bytes, piece.size);
     if (part == 0) break;
-    protocol::RacyCopy(piece.data, from, part);
+    pieces->push_back({piece.data, from, part});
     from += part;
     bytes -= part;
   }
@@ -110,7 +111,9 @@ bool ClientImpl::LocateAndPull(Channel& channel, GetBatch& batch) {
     first += count;
   }
   size_t done = 0;
+  std::vector<Pull> pulls;
   const auto fail = [&] {
+    RunPulls(channel, pulls, batch);
     batch.pending.insert(batch.pending.end(), todo.begin() + static_cast<ptrdiff_t>(done),
                          todo.end());
     return false;
@@ -147,19 +150,17 @@ bool ClientImpl::LocateAndPull(Channel& channel, GetBatch& batch) {
         if (!ReadInline(channel, element, index, batch)) return fail();
         counters_.inline_values.fetch_add(1, std::memory_order_relaxed);
       } else if (element.elements() == protocol::Descriptor::kFields) {
-        protocol::Descriptor descriptor;
-        if (!channel.ReadDescriptor(&descriptor)) return fail();
-        if (Pull(channel, descriptor, index, batch) == Pulled::kChanged) {
-          counters_.generation_retries.fetch_add(1, std::memory_order_relaxed);
-          batch.pending.push_back(index);
-        }
-        if (descriptor.lease != 0) channel.QueueRelease(descriptor.lease);
+        Pull pull{index, {}, nullptr, nullptr};
+        if (!channel.ReadDescriptor(&pull.descriptor)) return fail();
+        if (PreparePull(channel, pull, batch)) pulls.push_back(std::move(pull));
       } else {
         stream.Unexpected("an element of KV.LOCATE");
         return fail();
       }
       ++done;
     }
+    RunPulls(channel, pulls, batch);
+    pulls.clear();
   }
   return true;
 }
@@ -189,39 +190,57 @@ bool ClientImpl::ReadInline(Channel& channel, const ReplyHeader& header, size_t 
   return true;
 }
 
-// Copies the value that the descriptor shows.  kChanged: it is not that version any more, or its
-// region is gone; a fresh descriptor will tell.
-ClientImpl::Pulled ClientImpl::Pull(Channel& channel, const protocol::Descriptor& descriptor,
-                                    size_t index, GetBatch& batch) {
+bool ClientImpl::PreparePull(Channel& channel, Pull& pull, GetBatch& batch) {
+  const protocol::Descriptor& descriptor = pull.descriptor;
   const uint64_t bytes = descriptor.length;
-  const Target& target = batch.items[index];
-  const std::shared_ptr<Mapping> mapping = channel.Map(descriptor.region, false);
-  if (mapping == nullptr) return Pulled::kChanged;
-  const protocol::GenerationCounter* counter = channel.memory()->counter(descriptor.slot);
-  if (counter == nullptr || descriptor.offset > mapping->bytes() ||
-      bytes > mapping->bytes() - descriptor.offset) {
-    batch.Done(index, Code::kProtocol, Transport::kShm, bytes,
+  pull.mapping = channel.Map(descriptor.region, false);
+  pull.counter = channel.memory()->counter(descriptor.slot);
+  if (pull.mapping != nullptr &&
+      (pull.counter == nullptr || descriptor.offset > pull.mapping->bytes() ||
+       bytes > pull.mapping->bytes() - descriptor.offset)) {
+    batch.Done(pull.index, Code::kProtocol, Transport::kShm, bytes,
                "a descriptor points outside its region");
-    return Pulled::kDone;
-  }
-  if (protocol::LoadGeneration(*counter) != descriptor.generation) return Pulled::kChanged;
-  if (!target.Accept(bytes)) {
-    batch.Done(index, Code::kBufferTooSmall, Transport::kShm, bytes,
+  } else if (pull.mapping == nullptr ||
+             protocol::LoadGeneration(*pull.counter) != descriptor.generation) {
+    // It is not that version any more, or its region is gone: a fresh descriptor will tell.
+    counters_.generation_retries.fetch_add(1, std::memory_order_relaxed);
+    batch.pending.push_back(pull.index);
+  } else if (!batch.items[pull.index].Accept(bytes)) {
+    batch.Done(pull.index, Code::kBufferTooSmall, Transport::kShm, bytes,
                "the value has " + std::to_string(bytes) + " bytes");
-    return Pulled::kDone;
+  } else {
+    return true;
   }
-  CopyOut(target, mapping->data() + descriptor.offset, bytes);
-  if (!protocol::GenerationUnchanged(*counter, descriptor.generation)) return Pulled::kChanged;
-  if (options_.checksum && descriptor.crc && ChecksumOf(target, bytes) != *descriptor.crc) {
-    batch.Done(index, Code::kCorrupt, Transport::kShm, bytes,
-               "the bytes do not have their checksum");
-    return Pulled::kDone;
+  if (descriptor.lease != 0) channel.QueueRelease(descriptor.lease);
+  return false;
+}
+
+// Copies the values that the descriptors show.
+void ClientImpl::RunPulls(Channel& channel, std::span<const Pull> pulls, GetBatch& batch) {
+  std::vector<Copier::Piece> pieces;
+  pieces.reserve(pulls.size());
+  for (const Pull& pull : pulls) {
+    AddPieces(batch.items[pull.index], pull.mapping->data() + pull.descriptor.offset,
+              pull.descriptor.length, &pieces);
   }
-  const auto shm = static_cast<size_t>(Transport::kShm);
-  counters_.values_read[shm].fetch_add(1, std::memory_order_relaxed);
-  counters_.bytes_read[shm].fetch_add(bytes, std::memory_order_relaxed);
-  batch.Done(index, Code::kOk, Transport::kShm, bytes);
-  return Pulled::kDone;
+  copier_.Copy(pieces);
+  for (const Pull& pull : pulls) {
+    const uint64_t bytes = pull.descriptor.length;
+    if (pull.descriptor.lease != 0) channel.QueueRelease(pull.descriptor.lease);
+    if (!protocol::GenerationUnchanged(*pull.counter, pull.descriptor.generation)) {
+      counters_.generation_retries.fetch_add(1, std::memory_order_relaxed);
+      batch.pending.push_back(pull.index);
+    } else if (options_.checksum && pull.descriptor.crc &&
+               ChecksumOf(batch.items[pull.index], bytes) != *pull.descriptor.crc) {
+      batch.Done(pull.index, Code::kCorrupt, Transport::kShm, bytes,
+                 "the bytes do not have their checksum");
+    } else {
+      const auto shm = static_cast<size_t>(Transport::kShm);
+      counters_.values_read[shm].fetch_add(1, std::memory_order_relaxed);
+      counters_.bytes_read[shm].fetch_add(bytes, std::memory_order_relaxed);
+      batch.Done(pull.index, Code::kOk, Transport::kShm, bytes);
+    }
+  }
 }
 
 bool ClientImpl::GetOverTcp(Channel& channel, GetBatch& batch) {

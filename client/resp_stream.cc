@@ -6,6 +6,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/un.h>
@@ -96,6 +97,7 @@ bool RespStream::Connect(const Endpoint& endpoint, const Options& options) {
       return FailErrno("connecting to " + endpoint.unix_path);
     }
     SetTimeouts(fd_.get(), options.timeout_ms);
+    spin_ = std::chrono::microseconds(options.spin_us);
     return true;
   }
   const std::string where = endpoint.host + ":" + std::to_string(endpoint.port);
@@ -122,6 +124,7 @@ bool RespStream::Connect(const Endpoint& endpoint, const Options& options) {
     const int flags = fcntl(fd.get(), F_GETFL);
     fcntl(fd.get(), F_SETFL, flags & ~O_NONBLOCK);
     SetTimeouts(fd.get(), options.timeout_ms);
+    spin_ = std::chrono::microseconds(IsLoopback(a->ai_addr) ? options.spin_us : 0);
     fd_ = std::move(fd);
     return true;
   }
@@ -224,6 +227,18 @@ bool RespStream::BodyAndFlush(std::span<const ConstBuffer> pieces, uint64_t byte
 
 // --- reading -----------------------------------------------------------------------------------
 
+ssize_t RespStream::Receive(char* to, size_t room) {
+  if (spin_.count() > 0) {
+    const auto end = std::chrono::steady_clock::now() + spin_;
+    do {
+      const ssize_t n = recv(fd_.get(), to, room, MSG_DONTWAIT);
+      if (n >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK)) return n;
+      sched_yield();
+    } while (std::chrono::steady_clock::now() < end);
+  }
+  return recv(fd_.get(), to, room, 0);
+}
+
 bool RespStream::Fill() {
   if (broken()) return false;
   if (in_begin_ == in_end_) {
@@ -235,7 +250,7 @@ bool RespStream::Fill() {
   }
   if (in_end_ == kInputBytes) return Fail(Code::kProtocol, "a reply line is too long");
   for (;;) {
-    const ssize_t n = recv(fd_.get(), in_.get() + in_end_, kInputBytes - in_end_, 0);
+    const ssize_t n = Receive(in_.get() + in_end_, kInputBytes - in_end_);
     if (n > 0) {
       in_end_ += static_cast<size_t>(n);
       return true;

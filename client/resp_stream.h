@@ -7,6 +7,7 @@
 // failure() then says why.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -78,6 +79,8 @@ class RespStream {
   bool SendAll(const char* data, size_t size);
   // At least one more byte in the buffer.
   bool Fill();
+  // recv(), spinning first as Options::spin_us says.
+  ssize_t Receive(char* to, size_t room);
   bool ReadLine(std::string_view* line);
   bool ReadHeader(ReplyHeader* header);
   bool ReadInto(char* to, uint64_t bytes);
@@ -85,6 +88,7 @@ class RespStream {
 
   ForkSafeFd fd_;
   bool unix_ = false;
+  std::chrono::microseconds spin_{0};
   Status failure_;
   protocol::ByteBuffer out_;
   std::unique_ptr<char[]> in_;

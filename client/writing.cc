@@ -5,7 +5,6 @@
 #include "client/client_impl.h"
 #include "client/errors.h"
 #include "protocol/crc32c.h"
-#include "protocol/seqlock.h"
 
 namespace moonpool::client {
 
@@ -48,10 +47,9 @@ void WordsOfAlloc(RespStream& stream, std::span<const std::string_view> keys,
   }
 }
 
-// Copies the source into a fresh extent, which nobody reads yet.
-void CopyIn(char* to, const Source& source) {
+void AddPieces(char* to, const Source& source, std::vector<Copier::Piece>* pieces) {
   for (const ConstBuffer& piece : source.pieces) {
-    protocol::RacyCopy(to, piece.data, piece.size);
+    pieces->push_back({to, piece.data, piece.size});
     to += piece.size;
   }
 }
@@ -116,6 +114,7 @@ bool ClientImpl::AllocateAndPush(Channel& channel, PutBatch& batch, const PutOpt
     if (!stream.Flush()) return fail();
   }
   std::vector<Allocation> allocations;
+  std::vector<Copier::Piece> pieces;
   for (size_t c = 0; c < chunks.size(); ++c) {
     allocations.clear();
     ReplyHeader reply;
@@ -173,7 +172,7 @@ bool ClientImpl::AllocateAndPush(Channel& channel, PutBatch& batch, const PutOpt
         rest.push_back(allocation.index);
         return true;
       }
-      CopyIn(allocation.mapping->data() + allocation.offset, source);
+      AddPieces(allocation.mapping->data() + allocation.offset, source, &pieces);
       if (options_.checksum) {
         for (const ConstBuffer& piece : source.pieces) {
           allocation.crc = protocol::Crc32c(allocation.crc, piece.data, piece.size);
@@ -181,6 +180,9 @@ bool ClientImpl::AllocateAndPush(Channel& channel, PutBatch& batch, const PutOpt
       }
       return false;
     });
+    // Into fresh extents, which nobody reads yet.
+    copier_.Copy(pieces);
+    pieces.clear();
     if (!allocations.empty()) {
       stream.Begin(2 + allocations.size() * 3);
       stream.Word("KV.COMMIT");

@@ -6,6 +6,7 @@
 // Threads: an entry is read and written under the lock of the stripe that holds it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <string_view>
@@ -40,7 +41,7 @@ struct Entry {
     entry->hash = static_cast<uint32_t>(hash);
     entry->access = 0;
     entry->flags = flags;
-    std::memcpy(entry->key_data(), key.data(), key.size());
+    std::copy(key.begin(), key.end(), entry->key_data());
     return entry;
   }
   // Frees the block only; the owner of a bulk value has let go of it before.

@@ -239,7 +239,7 @@ Entry* Keyspace::Key::Put(size_t value_bytes, uint8_t kind, bool keep_expiry) {
 
 Entry* Keyspace::Key::Set(std::string_view value, bool keep_expiry) {
   Entry* entry = SetUninitialized(value.size(), keep_expiry);
-  std::memcpy(entry->value_data(), value.data(), value.size());
+  std::copy(value.begin(), value.end(), entry->value_data());
   return entry;
 }
 

@@ -91,6 +91,12 @@ struct Options {
   int connections = 8;           // most connections at one time
   int connect_timeout_ms = 5000;
   int timeout_ms = 30000;        // for one round trip or one piece of a transfer
+  // Threads that work on a large copy out of or into shared memory, the caller's among them;
+  // 0: a quarter of the cores, at least 2 and at most 4, where there are so many.
+  int copy_threads = 0;
+  // A reply from the same host is looked for this long, giving way to other threads, before the
+  // caller sleeps: to be woken costs about as much.
+  int spin_us = 50;
   bool checksum = false;         // write crc32c with every value, check it on every read
   int lease_ms = 0;              // lease of descriptors; 0: the server's default
   int async_threads = 1;         // threads that work on Submit()ted operations

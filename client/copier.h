@@ -1,0 +1,55 @@
+// Copies between the pool and callers' buffers, with the help of a few threads when there is much
+// to copy: one core alone cannot fill the memory's bandwidth.
+//
+// Bytes that a writer may change meanwhile are copied as protocol::RacyCopy() does; when Copy()
+// returns, every load has happened before whatever the caller loads next, generations included.
+// Threads: any.  One large copy has the helpers; others that come meanwhile copy alone.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "protocol/mutex.h"
+
+namespace moonpool::client {
+
+class Copier {
+ public:
+  struct Piece {
+    void* to = nullptr;
+    const void* from = nullptr;
+    size_t bytes = 0;
+  };
+
+  // `threads` of them work on a large copy, the caller's among them.
+  explicit Copier(int threads) : helpers_wanted_(threads - 1) {}
+  ~Copier();
+  Copier(const Copier&) = delete;
+  Copier& operator=(const Copier&) = delete;
+
+  void Copy(std::span<const Piece> pieces);
+
+ private:
+  // One large copy, on its caller's stack.
+  struct Job {
+    std::vector<Piece> chunks;
+    std::atomic<size_t> next{0};
+    std::atomic<int> helpers{0};  // that may still touch it
+    void Work();
+  };
+  void Help();
+
+  const int helpers_wanted_;
+  Mutex mu_;
+  CondVar job_added_;
+  Job* job_ GUARDED_BY(mu_) = nullptr;
+  uint64_t job_number_ GUARDED_BY(mu_) = 0;
+  bool stop_ GUARDED_BY(mu_) = false;
+  std::vector<std::thread> helpers_ GUARDED_BY(mu_);  // started when first needed
+};
+
+}  // namespace moonpool::client
