@@ -1,0 +1,130 @@
+// Keyspace: which entries go when memory is short, and values that move.
+#include "storage/fast_random.h"
+#include "storage/keyspace.h"
+
+namespace moonpool::storage {
+
+
+bool Keyspace::Evictable(const Stripe& stripe, const Entry& entry, int64_t now_ms,
+                         bool ignore_soft_pins) const {
+  const MaxmemoryPolicy policy = this->policy();
+  if (policy == MaxmemoryPolicy::kNoEviction) return false;
+  if (VolatileOnly(policy) && !entry.has(Entry::kHasExpiry)) return false;
+  if (!entry.has(Entry::kPinned)) return true;
+  const auto pin = stripe.pins.find(std::string(entry.key()));
+  if (pin == stripe.pins.end()) return true;
+  if (pin->second.until_ms != 0 && pin->second.until_ms <= now_ms) return true;
+  return !pin->second.hard && ignore_soft_pins;
+}
+
+size_t Keyspace::EvictInline(int64_t now_ms, bool ignore_soft_pins) {
+  const MaxmemoryPolicy policy = this->policy();
+  const LfuOptions lfu = lfu_options();
+  const uint32_t wanted = samples_.load(std::memory_order_relaxed);
+  // Higher is worse.
+  const auto badness = [&](const Entry& entry) -> uint64_t {
+    switch (policy) {
+      case MaxmemoryPolicy::kNoEviction:
+        return 0;
+      case MaxmemoryPolicy::kAllKeysLru:
+      case MaxmemoryPolicy::kVolatileLru:
+        return LruIdleSeconds(entry.access, now_ms);
+      case MaxmemoryPolicy::kAllKeysLfu:
+      case MaxmemoryPolicy::kVolatileLfu:
+      case MaxmemoryPolicy::kAllKeysS3Fifo:
+        return 255 - LfuUses(entry.access, now_ms, lfu);
+      case MaxmemoryPolicy::kAllKeysRandom:
+      case MaxmemoryPolicy::kVolatileRandom:
+        return FastRandom();
+      case MaxmemoryPolicy::kVolatileTtl:
+        return UINT64_MAX - static_cast<uint64_t>(entry.expiry_ms());
+    }
+    __builtin_unreachable();
+  };
+  const auto evict_from = [&](Stripe& stripe, int tries) -> size_t {
+    stripe.mu.AssertHeld();
+    Entry* worst = nullptr;
+    uint64_t worst_badness = 0;
+    uint32_t seen = 0;
+    for (; tries > 0 && seen < wanted; --tries) {
+      stripe.table.Sample(FastRandom(), [&](Entry* entry) {
+        stripe.mu.AssertHeld();
+        if (entry->has(Entry::kBulk) || !Evictable(stripe, *entry, now_ms, ignore_soft_pins)) {
+          return;
+        }
+        ++seen;
+        const uint64_t bad = badness(*entry);
+        if (worst == nullptr || bad > worst_badness) {
+          worst = entry;
+          worst_badness = bad;
+        }
+      });
+    }
+    if (worst == nullptr) return 0;
+    const int64_t before = stripe.inline_bytes;
+    const uint64_t hash = HashKey(worst->key());
+    Remove(stripe, hash, stripe.table.Find(hash, worst->key()), true);
+    return static_cast<size_t>(before - stripe.inline_bytes);
+  };
+  const auto candidates = [&](Stripe& stripe) {
+    stripe.mu.AssertHeld();
+    return VolatileOnly(policy) ? stripe.expiring > 0
+                                : stripe.table.size() > stripe.bulk_entries;
+  };
+  const uint64_t start = FastRandom();
+  for (size_t i = 0; i < kStripes; ++i) {
+    Stripe& stripe = stripes_[(start + i) % kStripes];
+    SpinLock lock(stripe.mu);
+    if (!candidates(stripe)) continue;
+    // Evictable entries can be rare among pinned, bulk or lasting ones: then look harder.
+    if (const size_t bytes = evict_from(stripe, 16)) return bytes;
+    if (const size_t bytes = evict_from(stripe, 256)) return bytes;
+  }
+  return 0;
+}
+
+bool Keyspace::EvictBulk(const BulkValue& value, int64_t now_ms, bool ignore_soft_pins) {
+  const uint64_t hash = value.owner_hash();
+  Stripe& stripe = StripeOf(hash);
+  SpinLock lock(stripe.mu);
+  const Table::Slot slot = stripe.table.FindIf(hash, [&](const Entry& entry) {
+    return entry.has(Entry::kBulk) && entry.bulk() == &value;
+  });
+  if (!slot || !Evictable(stripe, *slot.entry(), now_ms, ignore_soft_pins)) return false;
+  Remove(stripe, hash, slot, true);
+  return true;
+}
+
+bool Keyspace::MoveBulk(const BulkValue& value, ValueRef moved) {
+  const uint64_t hash = value.owner_hash();
+  Stripe& stripe = StripeOf(hash);
+  SpinLock lock(stripe.mu);
+  const Table::Slot slot = stripe.table.FindIf(hash, [&](const Entry& entry) {
+    return entry.has(Entry::kBulk) && entry.bulk() == &value;
+  });
+  if (!slot) return false;
+  Entry* entry = slot.entry();
+  moved->set_owner_hash(hash);
+  bulk_policy_->Replace(entry->bulk(), moved.get());
+  LetGo(entry->bulk());
+  budget_->AddLinked(static_cast<int64_t>(moved->policy_bytes));
+  entry->set_bulk(moved.Release());
+  return true;
+}
+
+void Keyspace::SetPolicy(MaxmemoryPolicy policy) {
+  policy_.store(policy, std::memory_order_relaxed);
+  bulk_policy_->Change(policy);
+  for (size_t i = 0; i < kStripes; ++i) {
+    Stripe& stripe = stripes_[i];
+    SpinLock lock(stripe.mu);
+    if (stripe.bulk_entries == 0) continue;
+    uint64_t cursor = 0;
+    do {
+      cursor = stripe.table.Scan(cursor, [this](Entry* entry) {
+        if (entry->has(Entry::kBulk)) LinkBulk(*entry);
+      });
+    } while (cursor != 0);
+  }
+}
+}  // namespace moonpool::storage
