@@ -42,7 +42,7 @@ namespace {
 
 int DefaultCopyThreads() {
   const auto cores = static_cast<int>(std::thread::hardware_concurrency());
-  return std::min(std::clamp(cores / 4, 2, 4), std::max(cores, 1));
+  return std::clamp(cores / 4, 1, 4);
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <bit>
+#include <chrono>
 
 #include "protocol/seqlock.h"
 
@@ -14,6 +16,11 @@ namespace {
 constexpr size_t kWorthHelp = 1 << 20;
 // What a thread takes at a time.
 constexpr size_t kChunk = 128 * 1024;
+// Rates are means over about so many copies; the slower way is tried so often.
+constexpr uint32_t kMemory = 8;
+constexpr uint32_t kProbeEvery = 32;
+// Help takes another core's time: it must be faster by a quarter.
+constexpr uint32_t kMargin = 4;
 
 }  // namespace
 
@@ -31,31 +38,52 @@ Copier::~Copier() {
 void Copier::Copy(std::span<const Piece> pieces) {
   size_t bytes = 0;
   for (const Piece& piece : pieces) bytes += piece.bytes;
+  const auto alone = [pieces] {
+    for (const Piece& piece : pieces) protocol::RacyCopy(piece.to, piece.from, piece.bytes);
+  };
+  if (helpers_wanted_ <= 0 || bytes < kWorthHelp) return alone();
+  const auto size_class = static_cast<size_t>(std::bit_width(bytes / kWorthHelp) - 1) / 2;
+  Rates& rates = rates_[std::min(size_class, kSizeClasses - 1)];
+  const auto start = std::chrono::steady_clock::now();
+  const bool helped = WantsHelp(rates) && CopyWithHelp(pieces);
+  if (!helped) alone();
+  const auto took = std::chrono::duration_cast<std::chrono::microseconds>(
+      std::chrono::steady_clock::now() - start);
+  std::atomic<uint32_t>& rate = helped ? rates.helped : rates.alone;
+  const uint32_t before = rate.load(std::memory_order_relaxed);
+  const auto now = static_cast<uint32_t>(
+      std::min<uint64_t>(bytes / static_cast<uint64_t>(took.count() + 1), UINT32_MAX / 8));
+  rate.store(before == 0 ? now : (before * (kMemory - 1) + now) / kMemory,
+             std::memory_order_relaxed);
+}
+
+bool Copier::WantsHelp(Rates& rates) const {
+  const uint32_t helped = rates.helped.load(std::memory_order_relaxed);
+  const uint32_t alone = rates.alone.load(std::memory_order_relaxed);
+  if (helped == 0 || alone == 0) return helped == 0;
+  const bool probe = rates.copies.fetch_add(1, std::memory_order_relaxed) % kProbeEvery == 0;
+  return (helped >= alone + alone / kMargin) != probe;
+}
+
+bool Copier::CopyWithHelp(std::span<const Piece> pieces) {
   Job job;
-  bool helped = false;
-  if (helpers_wanted_ > 0 && bytes >= kWorthHelp) {
-    for (Piece piece : pieces) {
-      while (piece.bytes > 0) {
-        const size_t part = std::min(piece.bytes, kChunk);
-        job.chunks.push_back({piece.to, piece.from, part});
-        piece.to = static_cast<char*>(piece.to) + part;
-        piece.from = static_cast<const char*>(piece.from) + part;
-        piece.bytes -= part;
-      }
+  for (Piece piece : pieces) {
+    while (piece.bytes > 0) {
+      const size_t part = std::min(piece.bytes, kChunk);
+      job.chunks.push_back({piece.to, piece.from, part});
+      piece.to = static_cast<char*>(piece.to) + part;
+      piece.from = static_cast<const char*>(piece.from) + part;
+      piece.bytes -= part;
     }
+  }
+  {
     MutexLock lock(mu_);
+    if (job_ != nullptr) return false;
     while (static_cast<int>(helpers_.size()) < helpers_wanted_) {
       helpers_.emplace_back([this] { Help(); });
     }
-    if (job_ == nullptr) {
-      job_ = &job;
-      ++job_number_;
-      helped = true;
-    }
-  }
-  if (!helped) {
-    for (const Piece& piece : pieces) protocol::RacyCopy(piece.to, piece.from, piece.bytes);
-    return;
+    job_ = &job;
+    ++job_number_;
   }
   job_added_.NotifyAll();
   job.Work();
@@ -65,6 +93,7 @@ void Copier::Copy(std::span<const Piece> pieces) {
   }
   // No helper comes any more; those that are here have less than a chunk each left.
   while (job.helpers.load(std::memory_order_acquire) > 0) sched_yield();
+  return true;
 }
 
 void Copier::Job::Work() {

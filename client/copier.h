@@ -1,5 +1,6 @@
 // Copies between the pool and callers' buffers, with the help of a few threads when there is much
-// to copy: one core alone cannot fill the memory's bandwidth.
+// to copy: one core alone cannot fill the memory's bandwidth.  Where the cores are busy with other
+// work helpers are slower than none, so both ways are measured and the faster one is taken.
 //
 // Bytes that a writer may change meanwhile are copied as protocol::RacyCopy() does; when Copy()
 // returns, every load has happened before whatever the caller loads next, generations included.
@@ -41,9 +42,21 @@ class Copier {
     std::atomic<int> helpers{0};  // that may still touch it
     void Work();
   };
+  // How fast copies of about one size were lately, in bytes per microsecond; 0: not known.
+  struct Rates {
+    std::atomic<uint32_t> alone{0};
+    std::atomic<uint32_t> helped{0};
+    std::atomic<uint32_t> copies{0};
+  };
+  static constexpr size_t kSizeClasses = 5;  // 1 MiB, 4 MiB, .. 256 MiB and more
+
+  bool WantsHelp(Rates& rates) const;
+  // False: the helpers are busy with another copy.
+  bool CopyWithHelp(std::span<const Piece> pieces);
   void Help();
 
   const int helpers_wanted_;
+  Rates rates_[kSizeClasses];
   Mutex mu_;
   CondVar job_added_;
   Job* job_ GUARDED_BY(mu_) = nullptr;

@@ -92,7 +92,7 @@ struct Options {
   int connect_timeout_ms = 5000;
   int timeout_ms = 30000;        // for one round trip or one piece of a transfer
   // Threads that work on a large copy out of or into shared memory, the caller's among them;
-  // 0: a quarter of the cores, at least 2 and at most 4, where there are so many.
+  // 0: a quarter of the cores, at most 4.
   int copy_threads = 0;
   // A reply from the same host is looked for this long, giving way to other threads, before the
   // caller sleeps: to be woken costs about as much.

@@ -61,6 +61,8 @@ void AddReplay(CLI::App* app, ReplayOptions* options) {
                   "maxmemory of the server started (default: a quarter of what is free, at most "
                   "4gb)");
   app->add_flag("!--no-warm", options->warm, "do not fault the pool in before the clock starts");
+  app->add_flag("--warm-url", options->warm_url,
+                "do so with --url as well; it may evict keys of others");
   app->add_flag("!--no-verify", options->verify, "do not check the bytes that are read");
   app->add_option("--model", options->model, "first part of the keys")->capture_default_str();
 }

@@ -80,7 +80,7 @@ class Exchange {
       threads.emplace_back([this, method, number, &prepared, parties] {
         prctl(PR_SET_TIMERSLACK, 1);
         try {
-          Party party(*this);
+          Party party(*this, method == &Exchange::Write);
           ++prepared;
           while (prepared < parties && !failed_) usleep(1000);
           (this->*method)(party, number);
@@ -103,7 +103,7 @@ class Exchange {
  private:
   // A writer's or reader's own client and memory: they would be processes of their own.
   struct Party {
-    explicit Party(const Exchange& exchange)
+    Party(const Exchange& exchange, bool writes)
         : client(ConnectClient(
               exchange.phase_.url +
               (exchange.phase_.url.find('?') == std::string::npos ? "?" : "&") +
@@ -112,7 +112,7 @@ class Exchange {
           bytes(exchange.shape_.block_bytes) {
       const size_t blocks =
           exchange.shape_.blocks * static_cast<size_t>(exchange.shape_.layers);
-      for (size_t i = 0; i < blocks; ++i) FillPattern(at(i), bytes, i, 1);
+      for (size_t i = 0; writes && i < blocks; ++i) FillPattern(at(i), bytes, i, 1);
     }
     char* at(size_t block) const { return memory.data() + block * bytes; }
 
@@ -171,7 +171,6 @@ class Exchange {
 
   void Read(Party& party, int number) {
     for (int request = number; request < phase_.requests; request += options_.readers) {
-      std::fill_n(party.memory.data(), phase_.paced ? shape_.request_bytes() : 0, '\0');
       std::vector<std::string> names;
       for (int layer = 0; layer < shape_.layers && !failed_; ++layer) {
         Keys keys(*this, request, layer);
@@ -187,7 +186,10 @@ class Exchange {
         names.insert(names.end(), keys.names.begin(), keys.names.end());
       }
       if (failed_) return;
-      if (phase_.paced) Check(party);
+      if (phase_.paced) {
+        Check(party);
+        std::fill_n(party.memory.data(), shape_.request_bytes(), '\0');
+      }
       party.client->BatchRemove(std::vector<std::string_view>(names.begin(), names.end()));
       read_[static_cast<size_t>(request)] = true;
     }

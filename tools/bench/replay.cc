@@ -111,6 +111,14 @@ std::string Percent(uint64_t part, uint64_t whole) {
          " %";
 }
 
+uint64_t MovedBytes(const RunFigures& run) {
+  uint64_t moved = 0;
+  for (const auto operation : {RunFigures::kRead, RunFigures::kWrite}) {
+    for (const OperationFigures& figures : run.operations[operation]) moved += figures.bytes;
+  }
+  return moved;
+}
+
 Row Plain(const std::string& transport, const std::string& name, const std::string& unit,
           double ours, std::optional<double> theirs = std::nullopt) {
   Row row;
@@ -151,16 +159,12 @@ void AddRows(const std::string& wanted, const RunFigures& run, const TraceStats&
   const auto share = [&](uint64_t part) {
     return static_cast<double>(part) / static_cast<double>(std::max<uint64_t>(run.accesses, 1));
   };
-  uint64_t moved = 0;
-  for (const auto operation : {RunFigures::kRead, RunFigures::kWrite}) {
-    for (const OperationFigures& figures : run.operations[operation]) moved += figures.bytes;
-  }
   rows->push_back(Plain(wanted, "prefix hit ratio vs infinite cache", "of blocks",
                         share(run.prefix_hits), stats.infinite_hit_ratio));
   rows->push_back(Plain(wanted, "block hit ratio vs infinite cache", "of blocks",
                         share(run.prefix_hits + run.stranded_hits), stats.infinite_hit_ratio));
   rows->push_back(Plain(wanted, "all clients together", "GB/s",
-                        static_cast<double>(moved) / run.seconds / 1e9));
+                        static_cast<double>(MovedBytes(run)) / run.seconds / 1e9));
   rows->push_back(Plain(wanted, "requests", "1/s",
                         static_cast<double>(run.requests) / run.seconds));
   rows->push_back(Plain(wanted, "verified", "bytes", static_cast<double>(run.verified_bytes)));
@@ -170,32 +174,38 @@ void AddRows(const std::string& wanted, const RunFigures& run, const TraceStats&
       Plain(wanted, "fallbacks", "", static_cast<double>(run.library.fallbacks)));
 }
 
-std::string Summary(const std::string& wanted, const RunFigures& run, const RunSettings& settings) {
+std::string Summary(const std::string& wanted, const RunFigures& run, const RunSettings& settings,
+                    const TraceStats& stats) {
   static constexpr const char* kTransports[] = {"-", "shm", "tcp"};
   std::string text = "transport " + wanted + ": " + std::to_string(run.requests) +
-                     " requests in " + Short(run.seconds) + " s\n";
+                     " requests in " + Short(run.seconds) + " s, " +
+                     Short(static_cast<double>(MovedBytes(run)) / run.seconds / 1e9) +
+                     " GB/s read and written by " + std::to_string(settings.clients) +
+                     " clients together\n"
+                     "  call    over    blocks  GB/s per client  p50 ms  p90 ms  p99 ms\n";
   const auto line = [&](const char* name, RunFigures::Operation operation) {
     for (size_t t = 0; t < 3; ++t) {
       const OperationFigures& figures = run.operations[operation][t];
       if (figures.calls.count() == 0 || (figures.bytes == 0 && operation != RunFigures::kMatch)) {
         continue;
       }
+      const auto ms = [&](double percentile) {
+        return Short(figures.calls.PercentileUs(percentile) / 1000);
+      };
       char row[200];
-      std::snprintf(row, sizeof(row),
-                    "  %-6s %-4s %9s blocks  %8s  p50 %8s us  p90 %8s us  p99 %8s us\n", name,
+      std::snprintf(row, sizeof(row), "  %-6s  %-4s %9s  %15s %7s %7s %7s\n", name,
                     kTransports[t], Short(static_cast<double>(figures.blocks)).c_str(),
-                    figures.bytes == 0 ? "" : (Short(figures.GbPerSecond()) + " GB/s").c_str(),
-                    Short(figures.calls.PercentileUs(50)).c_str(),
-                    Short(figures.calls.PercentileUs(90)).c_str(),
-                    Short(figures.calls.PercentileUs(99)).c_str());
+                    figures.bytes == 0 ? "-" : Short(figures.GbPerSecond()).c_str(),
+                    ms(50).c_str(), ms(90).c_str(), ms(99).c_str());
       text += row;
     }
   };
   line("match", RunFigures::kMatch);
   line("read", RunFigures::kRead);
   line("write", RunFigures::kWrite);
-  text += "  hits: " + Percent(run.prefix_hits, run.accesses) + " of blocks read as a prefix, " +
-          Percent(run.stranded_hits, run.accesses) + " present but behind a missing block\n";
+  text += "  hit ratio: " + Percent(run.prefix_hits, run.accesses) + " of blocks (" +
+          Short(100 * stats.infinite_hit_ratio) + " % with endless memory); " +
+          Percent(run.stranded_hits, run.accesses) + " more present, but behind a missing block\n";
   if (settings.verify) {
     text += "  verified: " + Short(static_cast<double>(run.verified_bytes)) + "B, every byte read; " +
             std::to_string(run.wrong_blocks) + " wrong blocks\n";
@@ -210,6 +220,15 @@ std::string Summary(const std::string& wanted, const RunFigures& run, const RunS
             Short(run.late.PercentileUs(99)) + " us\n";
   }
   return text;
+}
+
+// What a run left on a server that others use; all gone, and its memory free, when this returns.
+void RemoveKeys(client::Client& client, const Trace& trace, const std::string& prefix) {
+  for (const TraceRequest& request : trace) {
+    std::vector<std::string> names;
+    for (const uint64_t id : request.blocks) names.push_back(prefix + ":" + std::to_string(id));
+    client.BatchRemove(std::vector<std::string_view>(names.begin(), names.end()));
+  }
 }
 
 }  // namespace
@@ -269,6 +288,9 @@ int Replay(const ReplayOptions& options) {
     // A server that others use keeps their keys, and must not have ours from an earlier run.
     if (!own) settings.key_prefix += "-replay-" + std::to_string(getpid()) + "-" + transport;
     settings.warm_bytes = own && options.warm ? capacity / 10 * 9 : 0;
+    if (!own && options.warm_url) {
+      settings.warm_bytes = std::min(capacity / 10 * 9, stats.distinct * scaling.block_bytes);
+    }
     report.settings["block_bytes"] = scaling.block_bytes;
     report.settings["real_block_bytes"] = scaling.real_bytes;
     report.settings["scale"] = scaling.factor;
@@ -289,13 +311,8 @@ int Replay(const ReplayOptions& options) {
       Progress("replaying over " + transport + ": " + std::to_string(done) + " of " +
                std::to_string(total) + " requests");
     });
-    if (!own) {
-      const std::string pattern = settings.key_prefix + ":*";
-      const std::string_view drop[] = {"KV.DROP", "MATCH", pattern};
-      std::string reply;
-      control->Command(drop, &reply);
-    }
-    Print(options.common, Summary(transport, run, settings) + "\n");
+    if (!own) RemoveKeys(*control, trace, settings.key_prefix);
+    Print(options.common, Summary(transport, run, settings, stats) + "\n");
     AddRows(transport, run, stats, &report.rows);
     if (run.wrong_blocks > 0 || run.errors > 0) status = 1;
   }

@@ -27,6 +27,7 @@ struct ReplayOptions {
   std::string scale = "fit";  // how many times smaller than real the blocks are
   std::string capacity;       // maxmemory of the server we start
   bool warm = true;           // fault the pool in before the clock starts
+  bool warm_url = false;      // so too on a server that was running
   bool verify = true;
   std::string model = "llama-3-8b";
 };
