@@ -6,6 +6,7 @@
 // Threads: any.  mu_ guards the pool of channels; nothing slow happens under it.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -56,6 +57,24 @@ struct Counters {
   std::atomic<uint64_t> view_copies{0};
   std::atomic<uint64_t> gathered_calls{0};
 };
+
+// Cuts a list of keys into runs for one command each: of at most `most_keys`, and with no more
+// bytes (bytes_of(key) each) than it takes to reach `most_bytes`.
+template <typename BytesOf>
+std::vector<std::span<const size_t>> Chunks(std::span<const size_t> keys, size_t most_keys,
+                                            uint64_t most_bytes, BytesOf&& bytes_of) {
+  std::vector<std::span<const size_t>> chunks;
+  while (!keys.empty()) {
+    size_t count = 0;
+    const size_t most = std::min(most_keys, keys.size());
+    for (uint64_t bytes = 0; count < most && bytes < most_bytes; ++count) {
+      bytes += bytes_of(keys[count]);
+    }
+    chunks.push_back(keys.first(count));
+    keys = keys.subspan(count);
+  }
+  return chunks;
+}
 
 class ClientImpl {
  public:

@@ -95,21 +95,11 @@ std::vector<KeyResult> ClientImpl::GetInto(std::span<const std::string_view> key
 bool ClientImpl::LocateAndPull(Channel& channel, GetBatch& batch) {
   RespStream& stream = channel.stream();
   // Chunks of the pending keys; while one is copied, the server works on the next.
-  std::vector<std::span<const size_t>> chunks;
   const std::vector<size_t> todo = std::move(batch.pending);
   batch.pending.clear();
-  for (size_t first = 0; first < todo.size();) {
-    size_t count = 0;
-    uint64_t bytes = 0;
-    const size_t most = std::min({kLocateKeys, channel.limits().max_batch_keys,
-                                  todo.size() - first});
-    while (count < most && (count == 0 || bytes < kLocateBytes)) {
-      bytes += Room(batch.items[todo[first + count]]);
-      ++count;
-    }
-    chunks.emplace_back(todo.data() + first, count);
-    first += count;
-  }
+  const auto chunks =
+      Chunks(todo, std::min(kLocateKeys, channel.limits().max_batch_keys), kLocateBytes,
+             [&](size_t index) { return Room(batch.items[index]); });
   size_t done = 0;
   std::vector<Pull> pulls;
   const auto fail = [&] {

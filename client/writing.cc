@@ -96,19 +96,9 @@ bool ClientImpl::AllocateAndPush(Channel& channel, PutBatch& batch, const PutOpt
     batch.pending = std::move(rest);
     return false;
   };
-  std::vector<std::span<const size_t>> chunks;
-  for (size_t first = 0; first < large.size();) {
-    size_t count = 0;
-    uint64_t bytes = 0;
-    const size_t most =
-        std::min({kAllocKeys, channel.limits().max_batch_keys, large.size() - first});
-    while (count < most && (count == 0 || bytes < kAllocBytes)) {
-      bytes += batch.items[large[first + count]].bytes;
-      ++count;
-    }
-    chunks.emplace_back(large.data() + first, count);
-    first += count;
-  }
+  const auto chunks =
+      Chunks(large, std::min(kAllocKeys, channel.limits().max_batch_keys), kAllocBytes,
+             [&](size_t index) { return batch.items[index].bytes; });
   if (!chunks.empty()) {
     WordsOfAlloc(stream, batch.keys, batch.items, chunks[0], options);
     if (!stream.Flush()) return fail();
