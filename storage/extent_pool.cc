@@ -7,9 +7,6 @@ namespace moonpool::storage {
 
 namespace {
 
-// One slice of faulting in ahead: long enough to be worth the lock, short enough to stop soon.
-constexpr uint64_t kPopulateSlice = 32ull << 20;
-
 // One look for values in draining regions: less than a millisecond when each slot is a cache miss.
 constexpr size_t kSlotsPerLook = 8192;
 
@@ -319,13 +316,35 @@ std::vector<ValueRef> ExtentPool::Draining(size_t count) {
         std::find(draining.begin(), draining.end(), first->extent_.region) == draining.end()) {
       continue;
     }
-    for (BulkValue* value = first; value != nullptr; value = value->next_alias_) {
-      // One whose last reference is just going is about to leave by itself.
-      uint32_t references = value->references_.load(std::memory_order_relaxed);
-      while (references > 0 && !value->references_.compare_exchange_weak(
-                                   references, references + 1, std::memory_order_relaxed)) {
-      }
-      if (references > 0) values.push_back(ValueRef::Adopt(value));
+    AddAliases(first, &values);
+  }
+  return values;
+}
+
+// All values of one slot that are not about to leave by themselves.
+void ExtentPool::AddAliases(BulkValue* first, std::vector<ValueRef>* values) {
+  for (BulkValue* value = first; value != nullptr; value = value->next_alias_) {
+    uint32_t references = value->references_.load(std::memory_order_relaxed);
+    while (references > 0 && !value->references_.compare_exchange_weak(
+                                 references, references + 1, std::memory_order_relaxed)) {
+    }
+    if (references > 0) values->push_back(ValueRef::Adopt(value));
+  }
+}
+
+std::vector<ValueRef> ExtentPool::NearlyDrained(size_t most) {
+  std::vector<ValueRef> values;
+  MutexLock lock(mu_);
+  const PoolRegion* fewest = nullptr;
+  for (const auto& [id, region] : regions_) {
+    if (!region->draining || region->extents == 0) continue;
+    if (fewest == nullptr || region->extents < fewest->extents) fewest = region.get();
+  }
+  if (fewest == nullptr) return values;
+  for (BulkValue* const first : by_slot_) {
+    if (values.size() >= most) break;
+    if (first != nullptr && first->extent_.region == fewest->region.get()) {
+      AddAliases(first, &values);
     }
   }
   return values;
@@ -336,7 +355,7 @@ bool ExtentPool::TakePressure() {
   return std::exchange(pressure_, false);
 }
 
-bool ExtentPool::Maintain() {
+bool ExtentPool::Maintain(uint64_t populate_bytes) {
   bool grow = false;
   {
     MutexLock lock(mu_);
@@ -346,12 +365,12 @@ bool ExtentPool::Maintain() {
     // Ahead of need only; when the budget has no room, reservations will find out themselves.
     [[maybe_unused]] const Status added = AddRegion(Region::Kind::kShared, kNoSession, 1);
   }
-  const bool populated = PopulateSlice();
+  const bool populated = PopulateSlice(populate_bytes);
   const bool gave_up = GiveUpEmpty();
   return populated || gave_up;
 }
 
-bool ExtentPool::PopulateSlice() {
+bool ExtentPool::PopulateSlice(uint64_t bytes) {
   std::shared_ptr<Region> region;
   uint64_t offset = 0;
   {
@@ -364,7 +383,7 @@ bool ExtentPool::PopulateSlice() {
     }
   }
   if (region == nullptr) return false;
-  const uint64_t length = std::min(kPopulateSlice, region->bytes() - offset);
+  const uint64_t length = std::min(bytes, region->bytes() - offset);
   const bool populated = region->Populate(offset, length);
   MutexLock lock(mu_);
   const auto found = regions_.find(region->id());
@@ -393,7 +412,7 @@ bool ExtentPool::GiveUpEmpty() {
   for (const std::shared_ptr<Region>& region : empty) {
     if (region->kind() == Region::Kind::kArena && !region->ProveNoWriters()) continue;
     MutexLock lock(mu_);
-    regions_.erase(region->id());
+    if (regions_.erase(region->id()) == 0) continue;  // another thread was faster
     budget_->ReleaseRegion(region->bytes());
     any = true;
   }

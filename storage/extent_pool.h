@@ -90,7 +90,9 @@ class ExtentPool {
   void set_on_gone(std::function<void(uint32_t region)> on_gone) { on_gone_ = std::move(on_gone); }
   // Does one slice of what is due: faulting memory in, making the next region ahead of need,
   // giving up empty regions.  True when there is more to do at once.
-  bool Maintain();
+  // `populate_bytes` is about how much memory that slice may fault in.
+  bool Maintain(uint64_t populate_bytes = kPopulateSlice);
+  static constexpr uint64_t kPopulateSlice = 32ull << 20;
   // Starts to drain the region that is cheapest to empty, so that its memory can be used
   // otherwise.  `sparing` says whose values may be lost when the other shared regions have no room
   // for them: any region's, only an arena's, nobody's.  False: no region qualifies.
@@ -99,6 +101,12 @@ class ExtentPool {
   // Some values in draining regions, about `count`: other ones with each call, in turn.  May look in
   // vain; it holds the lock for a short while only.
   std::vector<ValueRef> Draining(size_t count);
+  // Values of the draining region that has fewest left, at most `most` of them.  Any thread; looks at
+  // every slot under the lock.
+  std::vector<ValueRef> NearlyDrained(size_t most);
+  // Gives up the draining regions that are empty and that nobody can write to any more, and tells
+  // clients of all that are empty.  Any thread.  True when a region's memory came back.
+  bool GiveUpEmpty() EXCLUDES(mu_);
   // True when a reservation failed for want of budget since the last call.
   bool TakePressure();
 
@@ -128,8 +136,8 @@ class ExtentPool {
       REQUIRES(mu_);
   Status AddRegion(Region::Kind kind, SessionId session, uint64_t least_bytes) EXCLUDES(mu_);
   void DrainRegion(PoolRegion& region) REQUIRES(mu_);
-  bool PopulateSlice() EXCLUDES(mu_);
-  bool GiveUpEmpty() EXCLUDES(mu_);
+  static void AddAliases(BulkValue* first, std::vector<ValueRef>* values);
+  bool PopulateSlice(uint64_t bytes) EXCLUDES(mu_);
   void FreeExtent(const Extent& extent) REQUIRES(mu_);
 
   // For the handles.

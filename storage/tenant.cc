@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 
 namespace moonpool::storage {
@@ -13,7 +14,8 @@ constexpr uint64_t kMaxRegionBytes = 1ull << 30;
 constexpr uint64_t kDefaultRegionsPerQuota = 16;
 constexpr uint64_t kArenasPerRegion = 4;
 
-// One slice of background work stays under about a millisecond.
+// One slice of background work takes about so long, beside a step of each kind.
+constexpr std::chrono::milliseconds kSlice{2};
 constexpr size_t kExpireBucketsPerSlice = 512;
 constexpr int kEvictionsPerSlice = 64;
 constexpr size_t kMovesPerSlice = 4;
@@ -25,6 +27,11 @@ constexpr int kVictimsPerRound = 1024;
 // lies where it does not help (other sessions' arenas, scattered pieces).
 constexpr uint64_t kEvictionFactor = 16;
 constexpr uint64_t kEvictionFloor = 64ull << 20;
+// Before that, once a few times its length was evicted in vain, regions that are being emptied are
+// emptied for good: so many values at a time, and not again for a while when that gave none back.
+constexpr uint64_t kFinishFactor = 4;
+constexpr size_t kMostFinished = 4096;
+constexpr int64_t kFinishPauseMs = 100;
 
 uint64_t RoundToHugePages(uint64_t bytes) {
   return std::max<uint64_t>(bytes / kHugePageBytes, 1) * kHugePageBytes;
@@ -84,13 +91,29 @@ Result<WriteHandle> Tenant::ReserveWith(SessionId session, uint64_t length, int6
   }
   const uint64_t most = std::max(length * kEvictionFactor, kEvictionFloor);
   for (uint64_t evicted = 0; evicted < most;) {
-    const uint64_t bytes = EvictOneBulk(now_ms);
-    if (bytes == 0) break;
+    const bool finished = evicted >= kFinishFactor * length && FinishDraining(now_ms);
+    const uint64_t bytes = finished ? 0 : EvictOneBulk(now_ms);
+    if (!finished && bytes == 0 && !FinishDraining(now_ms)) break;
     evicted += bytes;
     handle = reserve();
     if (handle || handle.error().code != ErrorCode::kOutOfMemory) return handle;
   }
   return handle;
+}
+
+bool Tenant::FinishDraining(int64_t now_ms) {
+  if (keyspace_->policy() == MaxmemoryPolicy::kNoEviction ||
+      now_ms < finish_draining_after_ms_.load(std::memory_order_relaxed)) {
+    return false;
+  }
+  for (const ValueRef& value : pool_->NearlyDrained(kMostFinished)) {
+    keyspace_->EvictBulk(*value, now_ms, true);
+  }
+  const bool given_up = pool_->GiveUpEmpty();
+  if (!given_up) {
+    finish_draining_after_ms_.store(now_ms + kFinishPauseMs, std::memory_order_relaxed);
+  }
+  return given_up;
 }
 
 bool Tenant::EvictToLimit(int64_t now_ms) {
@@ -185,6 +208,16 @@ bool Tenant::DrainSome(int64_t now_ms) {
 }
 
 bool Tenant::Maintain(int64_t now_ms) {
+  const auto end = std::chrono::steady_clock::now() + kSlice;
+  bool more;
+  do {
+    more = MaintainOnce(now_ms);
+  } while (more && std::chrono::steady_clock::now() < end);
+  // While values wait to be moved or freed, memory is faulted in only a little at a time.
+  return pool_->Maintain(more ? kHugePageBytes : ExtentPool::kPopulateSlice) || more;
+}
+
+bool Tenant::MaintainOnce(int64_t now_ms) {
   bool more = keyspace_->ExpireSome(kExpireBucketsPerSlice, now_ms) >= kExpireBucketsPerSlice;
   more |= keyspace_->SweepVoids(now_ms);
   more |= EvictAboveWatermark(now_ms);
@@ -197,7 +230,6 @@ bool Tenant::Maintain(int64_t now_ms) {
     pool_->RetireOne(keep_all ? Sparing::kAll : over ? Sparing::kNone : Sparing::kShared);
   }
   more |= DrainSome(now_ms);
-  more |= pool_->Maintain();
   return more;
 }
 

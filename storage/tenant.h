@@ -84,8 +84,11 @@ class Tenant {
   uint64_t EvictOne(int64_t now_ms);
   uint64_t EvictOneBulk(int64_t now_ms);
   uint64_t EvictOneBulk(int64_t now_ms, Mercy mercy);
+  bool MaintainOnce(int64_t now_ms);
   bool EvictAboveWatermark(int64_t now_ms);
   bool DrainSome(int64_t now_ms);
+  // Evicts what is left in a draining region and gives the region up; false: none could be.
+  bool FinishDraining(int64_t now_ms);
 
   const std::string name_;
   MemoryBudget budget_;
@@ -94,6 +97,7 @@ class Tenant {
   std::atomic<uint64_t> holds_{0};
   // How many bytes bulk values gave beyond their share of the evictions; inline ones, when negative.
   std::atomic<int64_t> bulk_gave_{0};
+  std::atomic<int64_t> finish_draining_after_ms_{0};  // the last try was in vain
   bool evicting_ = false;  // Maintain()'s: between the two watermarks, on the way down
   BulkPolicy bulk_policy_;
   std::unique_ptr<ExtentPool> pool_;

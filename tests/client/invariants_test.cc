@@ -107,7 +107,8 @@ void Write(Client& client, Checker& checker, size_t first, size_t step, uint32_t
 
 void ReadInto(Client& client, Checker& checker, uint32_t seed, const std::atomic<bool>& stop) {
   std::mt19937 random(seed);
-  std::vector<std::vector<char>> blocks(8, std::vector<char>(600000));
+  // Many at once: the last ones are copied long after their descriptors came.
+  std::vector<std::vector<char>> blocks(24, std::vector<char>(600000));
   while (!stop) {
     std::vector<std::string> names;
     std::vector<size_t> keys;
