@@ -6,9 +6,12 @@
 #include <thread>
 #include <vector>
 
+#include <fcntl.h>
 #include <pthread.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include "protocol/unique_fd.h"
 #include "server/config.h"
 #include "server/log.h"
 #include "server/server.h"
@@ -60,6 +63,35 @@ Status Configure(int argc, char** argv, Config& config) {
   return {};
 }
 
+// Goes into the background.  The calling process lives on, as the parent, until the child says that
+// it serves (then it exits with 0) or is gone (then with the child's status).  Returns the child's
+// end of the pipe to say so.
+moonpool::UniqueFd Detach() {
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) != 0) return {};
+  moonpool::UniqueFd told(ends[0]), tell(ends[1]);
+  const pid_t child = fork();
+  if (child < 0) return {};
+  if (child == 0) {
+    setsid();
+    return tell;
+  }
+  tell.Reset();
+  char byte;
+  if (read(told.get(), &byte, 1) == 1) _exit(0);
+  int status = 0;
+  waitpid(child, &status, 0);
+  _exit(WIFEXITED(status) && WEXITSTATUS(status) != 0 ? WEXITSTATUS(status) : 1);
+}
+
+// Until here complaints reached the terminal.
+void TellReady(moonpool::UniqueFd tell) {
+  if (const moonpool::UniqueFd null(open("/dev/null", O_RDWR | O_CLOEXEC)); null) {
+    for (int fd = 0; fd <= 2; ++fd) dup2(null.get(), fd);
+  }
+  [[maybe_unused]] const ssize_t n = write(tell.get(), "r", 1);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -100,8 +132,10 @@ int main(int argc, char** argv) {
   if (chdir(config.text(Key::kDir).c_str()) != 0) {
     return Complain(moonpool::FailErrno("dir " + config.text(Key::kDir)).value().message);
   }
-  if (config.boolean(Key::kDaemonize) && daemon(1, 0) != 0) {
-    return Complain(moonpool::FailErrno("daemonize").value().message);
+  moonpool::UniqueFd tell_ready;
+  if (config.boolean(Key::kDaemonize)) {
+    tell_ready = Detach();
+    if (!tell_ready) return Complain(moonpool::FailErrno("daemonize").value().message);
   }
   if (Status opened = moonpool::server::OpenLog(
           config.text(Key::kLogFile), static_cast<LogLevel>(config.number(Key::kLogLevel)));
@@ -124,6 +158,7 @@ int main(int argc, char** argv) {
   }
   Log(LogLevel::kNotice, "Moonpool {} is ready to accept connections on port {}, pid {}",
       moonpool::server::kVersion, server.port(), getpid());
+  if (tell_ready) TellReady(std::move(tell_ready));
 
   std::thread signal_thread([&] {
     int signal = 0;

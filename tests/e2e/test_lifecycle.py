@@ -182,7 +182,6 @@ def test_daemonize(tmp_path):
                             "yes", "--pidfile", "moonpool.pid", "--logfile", "moonpool.log",
                             "--dir", tmp_path], timeout=60, capture_output=True, cwd="/")
     assert ended.returncode == 0 and ended.stdout == b"", ended
-    wait_for(lambda: (tmp_path / "moonpool.pid").exists(), "the pid file")
     pid = int((tmp_path / "moonpool.pid").read_text())
     with Connection(port) as connection:
         assert f"process_id:{pid}".encode() in connection.value("INFO", "server")
@@ -191,6 +190,14 @@ def test_daemonize(tmp_path):
     wait_for(lambda: not os.path.exists(f"/proc/{pid}"), "the daemon to end")
     assert not (tmp_path / "moonpool.pid").exists()
     assert "bye" in (tmp_path / "moonpool.log").read_text()
+
+
+def test_daemonize_tells_when_it_cannot_start(start_server, tmp_path):
+    port = start_server().port
+    ended = subprocess.run([SERVER, "--port", str(port), "--maxmemory", "64mb", "--daemonize",
+                            "yes", "--dir", tmp_path], timeout=60, capture_output=True)
+    assert ended.returncode == 1
+    assert b"Address already in use" in ended.stderr
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
