@@ -92,7 +92,7 @@ Status Channel::Hello(const Endpoint&, const Options& options,
           if (!stream_.Skip(limit)) return stream_.failure();
         } else if (text == "bulk-threshold") {
           limits_.bulk_threshold = static_cast<uint64_t>(limit.value);
-        } else if (text == "max-batch-keys") {
+        } else if (text == "max-batch-keys" && limit.value > 0) {
           limits_.max_batch_keys = static_cast<size_t>(limit.value);
         }
       }

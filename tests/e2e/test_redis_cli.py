@@ -57,10 +57,10 @@ class Terminal:
         self.pid = pid
         self.screen = ""
 
-    def read_until(self, text):
+    def read_until(self, text, then=""):
         end = time.monotonic() + DEADLINE_S
-        while text not in self.screen:
-            assert time.monotonic() < end, f"no {text!r} in {self.screen!r}"
+        while text not in self.screen or then not in self.screen.partition(text)[2]:
+            assert time.monotonic() < end, f"no {text!r} {then!r} in {self.screen!r}"
             if select.select([self.fd], [], [], 1)[0]:
                 try:
                     data = os.read(self.fd, 65536)
@@ -73,6 +73,11 @@ class Terminal:
     def type(self, text):
         self.screen = ""
         os.write(self.fd, text.encode())
+
+    def enter(self, line, answer):
+        """Also waits for the next prompt: redis-cli forgets what was typed before it."""
+        self.type(f"\x15{line}\r")
+        return self.read_until(answer, then="127.0.0.1:")
 
     def close(self):
         os.write(self.fd, b"\x15\x04")  # clear the line, end of input
@@ -94,22 +99,14 @@ def test_hints_while_typing(shared):
                         ("kv.alloc ", "numkeys key length [key length ...] [NX|XX]")]:
         terminal.type("\x15" + typed)
         terminal.read_until(hint)
-    terminal.type("\x15set greeting hello\r")
-    terminal.read_until("OK")
-    terminal.type("get greeting\r")
-    terminal.read_until('"hello"')
-    terminal.type("help set\r")
-    terminal.read_until("summary: Sets the string value of a key")
-    terminal.type("help kv.locate\r")
-    assert "since: 0.1.0" in terminal.read_until("group: kv")
-    terminal.type("help @string\r")
-    terminal.read_until("SUBSTR")
-    terminal.type("command docs bogus\r")
-    terminal.read_until("(empty array)")
-    terminal.type("hello 3\r")
-    terminal.read_until('"moonpool"')
-    terminal.type("config get time*\r")
-    terminal.read_until('"timeout" => "0"')
+    terminal.enter("set greeting hello", "OK")
+    terminal.enter("get greeting", '"hello"')
+    terminal.enter("help set", "summary: Sets the string value of a key")
+    assert "since: 0.1.0" in terminal.enter("help kv.locate", "group: kv")
+    terminal.enter("help @string", "SUBSTR")
+    terminal.enter("command docs bogus", "(empty array)")
+    terminal.enter("hello 3", '"moonpool"')
+    terminal.enter("config get time*", '"timeout" => "0"')
     terminal.type("quit\r")
     assert os.waitpid(terminal.pid, 0)[1] == 0
     os.close(terminal.fd)
