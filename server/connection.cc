@@ -94,7 +94,7 @@ void Connection::OnReadable(evutil_socket_t, short, void* connection) {
 
 void Connection::OnWritable(evutil_socket_t, short, void* connection) {
   auto* self = static_cast<Connection*>(connection);
-  self->AfterSend(self->output_.Send(self->fd_.get()));
+  self->AfterSend(self->output_.Send(self->fd_.get(), self->SendBudget()));
 }
 
 // --- commands ----------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ void Connection::Flush() {
     return;
   }
   OutputQueue::Sent sent;
-  if (output_.empty()) sent = OutputQueue::SendReply(fd_.get(), reply);
+  if (output_.empty()) sent = OutputQueue::SendReply(fd_.get(), reply, SendBudget());
   if (sent.bytes == reply.size() && reply.splices().empty()) {
     reply.Clear();  // the usual case: all of it went out at once
   } else {
@@ -261,6 +261,10 @@ void Connection::Flush() {
   }
   reply.ShrinkTo(kScratchKeep);
   AfterSend(sent);
+}
+
+size_t Connection::SendBudget() const {
+  return loop_.OthersActive(id_) ? OutputQueue::kSharedBudget : OutputQueue::kSendBudget;
 }
 
 void Connection::AfterSend(const OutputQueue::Sent& sent) {

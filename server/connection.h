@@ -94,6 +94,7 @@ class Connection {
   const Command* Admit(const ParsedCommand& parsed, std::span<Argument> arguments);
   void RejectUnknown(std::span<Argument> arguments);
   void Flush();
+  size_t SendBudget() const;
   void AfterSend(const OutputQueue::Sent& sent);
   void WatchWritable(bool on);
   void UpdateLimits();

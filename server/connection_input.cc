@@ -29,6 +29,7 @@ constexpr size_t kInputStep = 16 * 1024;
 void Connection::Read() {
   loop_.UpdateClock();
   info_->last_ms.store(loop_.now_ms(), std::memory_order_relaxed);
+  loop_.NoteActive(id_);
   loop_.scratch().set_resp(resp_);
   if (receiving_body_) {
     if (!ReadBody()) return;

@@ -16,6 +16,7 @@
 #include <thread>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "protocol/mutex.h"
@@ -36,6 +37,7 @@ class Loop {
   // Commands parsed ahead, so that their keys can be prefetched together.
   static constexpr size_t kBatch = 64;
   static constexpr int kLeaseTickMs = 10;
+  static constexpr int64_t kActiveMs = 2;
 
   Loop(Server& server, int index);
   ~Loop();
@@ -59,6 +61,15 @@ class Loop {
   // Unix milliseconds, read once per wake-up of a connection.
   int64_t now_ms() const { return now_ms_; }
   void UpdateClock();
+  // A connection got input; whether another than `id` did within the last few milliseconds.
+  void NoteActive(uint64_t id) {
+    if (active_[0].id != id) active_[1] = std::exchange(active_[0], {id, now_ms_});
+    active_[0].ms = now_ms_;
+  }
+  bool OthersActive(uint64_t id) const {
+    const Active& other = active_[active_[0].id == id ? 1 : 0];
+    return now_ms_ - other.ms <= kActiveMs;
+  }
 
   void Adopt(UniqueFd fd, struct ConnectionOrigin origin);
   void Destroy(Connection* connection);
@@ -94,6 +105,11 @@ class Loop {
   struct event lease_event_ = {};
   std::unordered_set<Session*> sessions_;
   int64_t now_ms_ = 0;
+  struct Active {
+    uint64_t id = 0;
+    int64_t ms = 0;
+  };
+  Active active_[2];  // the two connections that had input last
   bool stopping_ = false;
   int64_t stop_at_ms_ = 0;
 

@@ -12,8 +12,10 @@ namespace moonpool::server {
 
 class OutputQueue {
  public:
-  // What one call of Send() may move: large replies take turns with everything else.
+  // What one call of Send() may move: large replies take turns with each other, and shorter turns
+  // while other clients of the loop wait for small ones.
   static constexpr size_t kSendBudget = 256 * 1024;
+  static constexpr size_t kSharedBudget = 32 * 1024;
 
   bool empty() const { return pieces_.empty(); }
   // What is waiting, pinned values included.
@@ -32,9 +34,9 @@ class OutputQueue {
     bool failed = false;     // the peer is gone
   };
   // Sends up to `budget` bytes from the queue.
-  Sent Send(int socket, size_t budget = kSendBudget);
+  Sent Send(int socket, size_t budget);
   // Sends straight from `reply`, which stays as it is.
-  static Sent SendReply(int socket, Reply& reply, size_t budget = kSendBudget);
+  static Sent SendReply(int socket, Reply& reply, size_t budget);
 
  private:
   struct Piece {

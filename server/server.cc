@@ -272,6 +272,10 @@ void Server::Accepted(UniqueFd fd, ConnectionOrigin origin) {
   if (!origin.unix_socket) {
     const int on = 1;
     setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    const auto unsent = static_cast<int>(config_.number(Key::kTcpUnsentLimit));
+    if (unsent > 0) {
+      setsockopt(fd.get(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(unsent));
+    }
     const auto keepalive = static_cast<int>(config_.number(Key::kTcpKeepalive));
     if (keepalive > 0) {
       const int interval = std::max(keepalive / 3, 1);

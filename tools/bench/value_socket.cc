@@ -13,14 +13,8 @@
 
 namespace moonpool::bench {
 
-namespace {
-
-// Fits into a core's own cache beside what the kernel needs.
-constexpr size_t kBufferBytes = 256 * 1024;
-
-}  // namespace
-
-ValueSocket::ValueSocket(int port) : fd_(ConnectTo(port)), buffer_(kBufferBytes, 'x') {
+ValueSocket::ValueSocket(int port, size_t buffer_bytes)
+    : fd_(ConnectTo(port)), buffer_(buffer_bytes, 'x') {
   const timeval patience{120, 0};
   setsockopt(fd_.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
   setsockopt(fd_.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));

@@ -15,7 +15,8 @@ namespace moonpool::bench {
 
 class ValueSocket {
  public:
-  explicit ValueSocket(int port);
+  // Sends and reads up to `buffer_bytes` at once.
+  explicit ValueSocket(int port, size_t buffer_bytes = 256 * 1024);
 
   // The value must have `bytes` bytes.
   void Get(std::string_view key, uint64_t bytes);
