@@ -90,8 +90,10 @@ uint64_t Churn(uint64_t capacity, int turnovers, uint64_t seed, Put&& put, Del&&
 }
 
 Pair MeasureChurn(Comparison& comparison, bool arenas, uint64_t seed, Figures* figures) {
-  const auto moonpool = comparison.Moonpool(
-      {"--maxmemory-policy", "noeviction", "--bulk-threshold", "4096", "--lease-default", "0"});
+  std::vector<std::string> flags = {"--maxmemory-policy", "noeviction", "--bulk-threshold",
+                                    "4096", "--lease-default", "0"};
+  if (comparison.quick()) flags.insert(flags.end(), {"--maxmemory", "1gb"});
+  const auto moonpool = comparison.Moonpool(flags);
   const auto capacity =
       static_cast<uint64_t>(moonpool->control().MapNumber("KV.STATS", "limit-bytes"));
   const int turnovers = comparison.quick() ? 1 : 6;
@@ -138,8 +140,8 @@ void KeyMemoryRows(Comparison& comparison) {
     if (!comparison.Wants(id)) continue;
     const Requests sets = SetRequests(kKeys, kValueBytes, ttl_seconds);
     Figures ours, theirs;
-    // The same every time but for noise, and every time takes fresh servers.
-    comparison.Row(id, std::min(comparison.reps(), 3), [&] {
+    // Every time takes fresh servers.
+    comparison.Row(id, comparison.reps(), [&] {
       Pair pair;
       pair.ours = Overhead(*comparison.Moonpool({"--io-threads", "1"}), sets, &ours);
       pair.theirs = Overhead(*comparison.Redis(), sets, &theirs);
@@ -151,7 +153,7 @@ void KeyMemoryRows(Comparison& comparison) {
 void ChurnRows(Comparison& comparison) {
   for (const bool arenas : {false, true}) {
     const char* const id = arenas ? "churn-arenas" : "churn";
-    if (!comparison.Wants(id)) continue;
+    if (!comparison.Wants(id) || (arenas && comparison.quick())) continue;
     Figures figures;
     uint64_t seed = 1;
     comparison.Row(
