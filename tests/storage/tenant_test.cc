@@ -577,7 +577,7 @@ TEST(TenantArenaTest, WritersNeedNotWaitUntilTheArenasOfAnEndedSessionAreDrained
       ++left;
       ASSERT_TRUE(Same(*value, Contents(i, 100'000)));
     }
-    EXPECT_GT(left, 100);
+    EXPECT_GT(left, 40);  // the cache was not emptied for it
   }
 }
 
