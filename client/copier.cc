@@ -17,8 +17,10 @@ constexpr size_t kWorthHelp = 1 << 20;
 // What a thread takes at a time.
 constexpr size_t kChunk = 128 * 1024;
 // Rates are means over about so many copies; the slower way is tried so often.
-constexpr uint32_t kMemory = 8;
+constexpr uint32_t kMemory = 4;
 constexpr uint32_t kProbeEvery = 32;
+// At first both take turns: the first copies of each are slow, memory is cold and threads start.
+constexpr uint32_t kTrials = 8;
 // Help takes another core's time: it must be faster by a quarter.
 constexpr uint32_t kMargin = 4;
 
@@ -60,8 +62,9 @@ void Copier::Copy(std::span<const Piece> pieces) {
 bool Copier::WantsHelp(Rates& rates) const {
   const uint32_t helped = rates.helped.load(std::memory_order_relaxed);
   const uint32_t alone = rates.alone.load(std::memory_order_relaxed);
-  if (helped == 0 || alone == 0) return helped == 0;
-  const bool probe = rates.copies.fetch_add(1, std::memory_order_relaxed) % kProbeEvery == 0;
+  const uint32_t copies = rates.copies.fetch_add(1, std::memory_order_relaxed);
+  if (copies < kTrials) return copies % 2 == 1;
+  const bool probe = copies % kProbeEvery == 0;
   return (helped >= alone + alone / kMargin) != probe;
 }
 
