@@ -32,7 +32,8 @@ Connection::Connection(Loop& loop, uint64_t id, UniqueFd fd, const ConnectionOri
   info_->authenticated = authenticated_;
   loop.server().clients().Add(info_);
   UpdateLimits();
-  event_assign(&read_event_, loop.base(), fd_.get(), EV_READ | EV_PERSIST, OnReadable, this);
+  event_assign(&read_event_, loop.base(), fd_.get(), EV_READ | EV_CLOSED | EV_PERSIST | EV_ET,
+               OnReadable, this);
   event_assign(&write_event_, loop.base(), fd_.get(), EV_WRITE | EV_PERSIST, OnWritable, this);
   event_add(&read_event_, nullptr);
 }
@@ -88,8 +89,11 @@ void Connection::Close() {
   });
 }
 
-void Connection::OnReadable(evutil_socket_t, short, void* connection) {
-  static_cast<Connection*>(connection)->Read();
+void Connection::OnReadable(evutil_socket_t, short what, void* connection) {
+  auto* self = static_cast<Connection*>(connection);
+  // Behind the input that is read now there is an end, which no further edge would tell.
+  if ((what & EV_CLOSED) != 0) self->TriggerByLevel();
+  self->Read();
 }
 
 void Connection::OnWritable(evutil_socket_t, short, void* connection) {
@@ -272,6 +276,7 @@ void Connection::AfterSend(const OutputQueue::Sent& sent) {
   loop_.stats().bulk_output_bytes.Add(sent.value_bytes);
   info_->net_output_bytes.Add(sent.bytes);
   if (sent.failed) return Close();
+  sent_ |= sent.bytes > 0;
   info_->output_bytes.Set(output_.bytes());
   if (output_.empty()) {
     WatchWritable(false);
@@ -289,9 +294,24 @@ void Connection::AfterSend(const OutputQueue::Sent& sent) {
   }
 }
 
+// A connection begins edge-triggered: the kernel then need not look again, at the next wait, at
+// every socket that had input at the last (with a thousand clients each look is a cache miss).  That
+// wants every read to take all there is, and what ended behind it to be met otherwise: an end of the
+// stream is told with the input, a reset by sending the reply.  A read for which that does not hold
+// makes the connection level-triggered, for good.
+void Connection::TriggerByLevel() {
+  if (level_triggered_) return;
+  level_triggered_ = true;
+  const bool watched = event_pending(&read_event_, EV_READ, nullptr) != 0;
+  event_del(&read_event_);
+  event_assign(&read_event_, loop_.base(), fd_.get(), EV_READ | EV_PERSIST, OnReadable, this);
+  if (watched) event_add(&read_event_, nullptr);
+}
+
 void Connection::WatchWritable(bool on) {
   if (on == watching_writable_) return;
   watching_writable_ = on;
+  TriggerByLevel();  // both events of a socket have the same trigger
   on ? event_add(&write_event_, nullptr) : event_del(&write_event_);
 }
 

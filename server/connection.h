@@ -97,6 +97,7 @@ class Connection {
   size_t SendBudget() const;
   void AfterSend(const OutputQueue::Sent& sent);
   void WatchWritable(bool on);
+  void TriggerByLevel();
   void UpdateLimits();
 
   // Takes the body whose header was just parsed; `rest` is what follows it in the buffer.
@@ -114,6 +115,8 @@ class Connection {
   struct event read_event_ = {};
   struct event write_event_ = {};
   bool watching_writable_ = false;
+  bool level_triggered_ = false;
+  bool sent_ = false;  // something, since the last input came
 
   protocol::RequestParser parser_;
   protocol::ParserLimits limits_;

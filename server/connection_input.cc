@@ -55,8 +55,10 @@ void Connection::Read() {
     return;
   }
   const auto bytes = static_cast<size_t>(n);
+  if (bytes == room) TriggerByLevel();  // there may be more
   loop_.stats().net_input_bytes.Add(bytes);
   info_->net_input_bytes.Add(bytes);
+  sent_ = false;
   if (!input_.empty()) {
     input_.Advance(bytes);
     Process({});
@@ -64,6 +66,7 @@ void Connection::Read() {
     Process({to, bytes});
   }
   Flush();
+  if (!sent_ && !closed_) TriggerByLevel();
 }
 
 void Connection::Process(std::string_view fresh) {
@@ -95,6 +98,7 @@ void Connection::Process(std::string_view fresh) {
       own = true;
     }
     if (!BodyComplete()) {
+      TriggerByLevel();
       receiving_body_ = true;
       break;
     }

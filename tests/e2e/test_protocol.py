@@ -364,6 +364,20 @@ def test_requests_behind_a_half_closed_socket(pair):
         assert expected.startswith(answer)
 
 
+def test_the_end_of_the_input_is_noticed(one_loop):
+    """Whether it comes with the last command, just behind it, or alone."""
+    with one_loop.connect() as other:
+        for pause in (0, 0, 1) * 100:
+            connection = Connection(one_loop.port)
+            connection.send(encode("PING"))
+            if pause:
+                assert connection.reply() == Reply("+", b"PONG")
+            connection.socket.shutdown(socket.SHUT_WR)
+            assert connection.closed() in (b"+PONG\r\n", b"")
+        clients = b"connected_clients:1\r\n"
+        wait_for(lambda: clients in other.value("INFO", "clients"), "the closed clients to go")
+
+
 def test_reset_connections(server):
     """Connections torn down with a RST at any moment."""
     for data in (b"", b"PING", encode("PING"), b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$100000\r\nabc",
