@@ -280,7 +280,8 @@ void Flush(Context& c) {
 bool LfuPolicy(storage::MaxmemoryPolicy policy) {
   return policy == storage::MaxmemoryPolicy::kAllKeysLfu ||
          policy == storage::MaxmemoryPolicy::kVolatileLfu ||
-         policy == storage::MaxmemoryPolicy::kAllKeysS3Fifo;
+         policy == storage::MaxmemoryPolicy::kAllKeysS3Fifo ||
+         policy == storage::MaxmemoryPolicy::kAllKeysPrefix;
 }
 
 void ObjectEncoding(Context& c) {

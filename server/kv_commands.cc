@@ -172,24 +172,27 @@ void Locate(Context& c) {
   if (!request) return;
   storage::Keyspace& keyspace = c.keyspace();
   Session* session = c.connection.session();
-  const std::vector<uint64_t> hashes = HashAndPrefetch(c, *count, 1);
+  std::vector<uint64_t> hashes = HashAndPrefetch(c, *count, 1);
   std::vector<storage::ValueRef> used;
   c.reply.Array(*count);
   uint64_t hits = 0;
+  size_t not_inline = 0;
   for (size_t i = 0; i < *count; ++i) {
     storage::ValueRef value;
     {
       KeyLock lock(keyspace, c[kFirstKey + i], hashes[i], c.now_ms);
       const Entry* entry = lock.key.Read();
+      if (entry != nullptr && !entry->has(Entry::kBulk)) {
+        ++hits;
+        c.reply.Bulk(entry->value());
+        continue;
+      }
+      hashes[not_inline++] = hashes[i];
       if (entry == nullptr) {
         c.reply.Null();
         continue;
       }
       ++hits;
-      if (!entry->has(Entry::kBulk)) {
-        c.reply.Bulk(entry->value());
-        continue;
-      }
       value = storage::ValueRef::Share(entry->bulk());
     }
     if (session != nullptr) {
@@ -202,6 +205,7 @@ void Locate(Context& c) {
   }
   c.loop.stats().keyspace_hits.Add(hits);
   c.loop.stats().keyspace_misses.Add(*count - hits);
+  keyspace.NoteBatch(std::span(hashes).first(not_inline), storage::BatchKind::kRead);
   if (used.empty()) return;
   std::vector<storage::BulkValue*> values;
   values.reserve(used.size());
@@ -245,12 +249,16 @@ void Match(Context& c) {
   } else if (c.size() != kFirstKey + *count) {
     return c.SyntaxError();
   }
-  const std::vector<uint64_t> hashes = HashAndPrefetch(c, *count, 1);
+  std::vector<uint64_t> hashes = HashAndPrefetch(c, *count, 1);
   size_t present = 0;
+  size_t inlined = 0;
   for (; present < *count; ++present) {
     KeyLock lock(c.keyspace(), c[kFirstKey + present], hashes[present], c.now_ms);
-    if (lock.key.Find() == nullptr) break;
+    const Entry* entry = lock.key.Find();
+    if (entry == nullptr) break;
+    if (!entry->has(Entry::kBulk)) ++inlined;
   }
+  if (inlined == 0) c.keyspace().NoteBatch(hashes, storage::BatchKind::kLook);
   const auto n = static_cast<int64_t>(present);
   if (!with_tiers) return c.reply.Integer(n);
   c.reply.Array(4);

@@ -108,6 +108,11 @@ void KvAlloc(Context& c) {
         "ERR KV.ALLOC needs a session with an attached shared-memory socket: say KV.HELLO and "
         "connect to it, or write with SET");
   }
+  if (c.keyspace().wants_batches()) {
+    std::vector<uint64_t> hashes(*count);
+    for (size_t i = 0; i < *count; ++i) hashes[i] = storage::HashKey(c[kFirstKey + i * 2]);
+    c.keyspace().NoteBatch(hashes, storage::BatchKind::kWrite);
+  }
   const int64_t longest = c.server.config().number(Key::kProtoMaxBulkLen);
   c.reply.Array(*count);
   for (size_t i = 0; i < *count; ++i) {

@@ -83,9 +83,9 @@ storage::MaxmemoryPolicy PolicyOf(const Config& config) {
   static constexpr MaxmemoryPolicy kPolicies[] = {
       MaxmemoryPolicy::kNoEviction,     MaxmemoryPolicy::kAllKeysLru,
       MaxmemoryPolicy::kAllKeysLfu,     MaxmemoryPolicy::kAllKeysS3Fifo,
-      MaxmemoryPolicy::kAllKeysRandom,  MaxmemoryPolicy::kVolatileLru,
-      MaxmemoryPolicy::kVolatileLfu,    MaxmemoryPolicy::kVolatileRandom,
-      MaxmemoryPolicy::kVolatileTtl};
+      MaxmemoryPolicy::kAllKeysPrefix,  MaxmemoryPolicy::kAllKeysRandom,
+      MaxmemoryPolicy::kVolatileLru,    MaxmemoryPolicy::kVolatileLfu,
+      MaxmemoryPolicy::kVolatileRandom, MaxmemoryPolicy::kVolatileTtl};
   return kPolicies[config.number(Key::kMaxMemoryPolicy)];
 }
 

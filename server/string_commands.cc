@@ -162,9 +162,20 @@ std::vector<std::string_view> Names(const Context& c, size_t first, size_t step)
 void MGet(Context& c) {
   ValueReplies replies(c);
   const auto names = Names(c, 1, 1);
-  KeysLock lock(c.keyspace(), names, c.now_ms);
-  c.reply.Array(names.size());
-  for (size_t i = 0; i < names.size(); ++i) replies.Whole(lock[i].Read());
+  const bool gather = c.keyspace().wants_batches();
+  std::vector<uint64_t> hashes;
+  {
+    KeysLock lock(c.keyspace(), names, c.now_ms);
+    c.reply.Array(names.size());
+    for (size_t i = 0; i < names.size(); ++i) {
+      const Entry* entry = lock[i].Read();
+      if (gather && (entry == nullptr || entry->has(Entry::kBulk))) {
+        hashes.push_back(lock[i].hash());
+      }
+      replies.Whole(entry);
+    }
+  }
+  c.keyspace().NoteBatch(hashes, storage::BatchKind::kRead);
 }
 
 void MSetGeneric(Context& c, bool if_absent) {
@@ -179,6 +190,13 @@ void MSetGeneric(Context& c, bool if_absent) {
     values.push_back(std::move(*value));
   }
   const auto names = Names(c, 1, 2);
+  if (c.keyspace().wants_batches()) {
+    std::vector<uint64_t> hashes;
+    for (size_t i = 0; i < names.size(); ++i) {
+      if (values[i].bulk) hashes.push_back(storage::HashKey(names[i]));
+    }
+    c.keyspace().NoteBatch(hashes, storage::BatchKind::kWrite);
+  }
   KeysLock lock(c.keyspace(), names, c.now_ms);
   if (if_absent) {
     for (size_t i = 0; i < names.size(); ++i) {

@@ -2,13 +2,15 @@
 
 namespace moonpool::storage {
 
-std::unique_ptr<EvictionPolicy> BulkPolicy::Make(MaxmemoryPolicy policy) {
+std::unique_ptr<EvictionPolicy> MakeEvictionPolicy(MaxmemoryPolicy policy) {
   switch (policy) {
     case MaxmemoryPolicy::kAllKeysLfu:
     case MaxmemoryPolicy::kVolatileLfu:
       return MakeLfuPolicy();
     case MaxmemoryPolicy::kAllKeysS3Fifo:
       return MakeS3FifoPolicy();
+    case MaxmemoryPolicy::kAllKeysPrefix:
+      return MakePrefixPolicy();
     case MaxmemoryPolicy::kAllKeysRandom:
     case MaxmemoryPolicy::kVolatileRandom:
       return MakeRandomPolicy();
@@ -23,22 +25,27 @@ std::unique_ptr<EvictionPolicy> BulkPolicy::Make(MaxmemoryPolicy policy) {
 }
 
 void BulkPolicy::Change(MaxmemoryPolicy policy) {
-  std::unique_ptr<EvictionPolicy> next = Make(policy);
+  std::unique_ptr<EvictionPolicy> next = MakeEvictionPolicy(policy);
   MutexLock lock(mu_);
-  while (PolicyItem* item = policy_->Victim()) {
+  while (PolicyItem* item = policy_->Any()) {
     item->in_policy = false;
     policy_->Remove(item, false);
   }
   policy_ = std::move(next);
+  wants_batches_.store(false, std::memory_order_relaxed);
 }
 
-void BulkPolicy::Link(BulkValue* value, int64_t expiry_ms) {
+void BulkPolicy::Link(BulkValue* value, int64_t expiry_ms, uint16_t group) {
   MutexLock lock(mu_);
   if (value->in_policy) return;
   value->in_policy = true;
   value->key_hash = value->owner_hash();
   value->rank = static_cast<uint64_t>(expiry_ms);
+  value->group = group;
   policy_->Insert(value);
+  if (!wants_batches() && policy_->WantsBatches()) {
+    wants_batches_.store(true, std::memory_order_relaxed);
+  }
 }
 
 void BulkPolicy::Unlink(BulkValue* value, bool evicted) {
@@ -61,6 +68,17 @@ void BulkPolicy::Touch(std::span<BulkValue* const> values) {
   for (BulkValue* value : values) {
     if (value->in_policy) policy_->Access(value);
   }
+}
+
+void BulkPolicy::NoteBatch(std::span<const uint64_t> key_hashes, BatchKind kind) {
+  if (!wants_batches() || key_hashes.size() < 2) return;
+  MutexLock lock(mu_);
+  policy_->Batch(key_hashes, kind);
+}
+
+size_t BulkPolicy::Successors(uint64_t key_hash, std::span<uint64_t> out) {
+  MutexLock lock(mu_);
+  return policy_->Successors(key_hash, out);
 }
 
 ValueRef BulkPolicy::Victim() {

@@ -5,6 +5,7 @@
 // that entry lets go of it.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <span>
 #include <string>
@@ -20,6 +21,7 @@ enum class MaxmemoryPolicy {
   kAllKeysLru,
   kAllKeysLfu,
   kAllKeysS3Fifo,
+  kAllKeysPrefix,
   kAllKeysRandom,
   kVolatileLru,
   kVolatileLfu,
@@ -31,31 +33,42 @@ constexpr bool VolatileOnly(MaxmemoryPolicy policy) {
   return policy >= MaxmemoryPolicy::kVolatileLru;
 }
 
+// The policy for bulk values, empty.
+std::unique_ptr<EvictionPolicy> MakeEvictionPolicy(MaxmemoryPolicy policy);
+
 class BulkPolicy {
  public:
-  explicit BulkPolicy(MaxmemoryPolicy policy) : policy_(Make(policy)) {}
+  explicit BulkPolicy(MaxmemoryPolicy policy) : policy_(MakeEvictionPolicy(policy)) {}
 
   // Starts over with an empty policy; the keyspace links its values again (Keyspace::Relink).
   void Change(MaxmemoryPolicy policy);
 
   // `expiry_ms`: when the value's key expires, for the policies that look at it; 0: never.
   // Nothing when it is linked already.
-  void Link(BulkValue* value, int64_t expiry_ms);
+  // `group`: hash of the key's namespace.
+  void Link(BulkValue* value, int64_t expiry_ms, uint16_t group = 0);
   void Unlink(BulkValue* value, bool evicted);  // nothing when it is not linked
   void Replace(BulkValue* value, BulkValue* replacement);
   // Values just read, in order.  The caller holds a reference to each; one that was unlinked
   // meanwhile is passed over.
   void Touch(std::span<BulkValue* const> values);
+  // The keys of one command in their order, before its Link() and Touch().  Costs nothing while
+  // the policy does not care or nothing was ever linked, or with a single key; whoever
+  // would gather the hashes for this alone asks first.
+  bool wants_batches() const { return wants_batches_.load(std::memory_order_relaxed); }
+  void NoteBatch(std::span<const uint64_t> key_hashes, BatchKind kind);
+  // See EvictionPolicy::Successors.
+  size_t Successors(uint64_t key_hash, std::span<uint64_t> out);
 
   // The next victim, pinned; empty when there is none.  It stays linked.
   ValueRef Victim();
   void Spare(const ValueRef& value);
 
  private:
-  static std::unique_ptr<EvictionPolicy> Make(MaxmemoryPolicy policy);
-
   Mutex mu_;
   std::unique_ptr<EvictionPolicy> policy_ PT_GUARDED_BY(mu_);
+  // What wants_batches() says: the policy does, and something was ever linked.
+  std::atomic<bool> wants_batches_{false};
 };
 
 }  // namespace moonpool::storage

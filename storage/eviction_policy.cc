@@ -14,6 +14,13 @@ void ItemList::PushFront(PolicyItem* item) {
   root_.next = item;
 }
 
+void ItemList::PushBack(PolicyItem* item) {
+  item->next = &root_;
+  item->previous = root_.previous;
+  root_.previous->next = item;
+  root_.previous = item;
+}
+
 void ItemList::Unlink(PolicyItem* item) {
   item->previous->next = item->next;
   item->next->previous = item->previous;
@@ -27,6 +34,7 @@ void ItemList::Replace(PolicyItem* item, PolicyItem* replacement) {
   replacement->next->previous = replacement;
   replacement->key_hash = item->key_hash;
   replacement->policy_bytes = item->policy_bytes;
+  replacement->group = item->group;
   replacement->queue = item->queue;
   replacement->uses = item->uses;
   item->previous = item->next = nullptr;
@@ -48,6 +56,7 @@ namespace {
 class LruPolicy : public EvictionPolicy {
  public:
   void Insert(PolicyItem* item) override { list_.PushFront(item); }
+  void InsertCold(PolicyItem* item) override { list_.PushBack(item); }
   void Access(PolicyItem* item) override {
     ItemList::Unlink(item);
     list_.PushFront(item);
@@ -70,6 +79,7 @@ class RandomPolicy : public EvictionPolicy {
     items_.push_back(item);
     Place(item, items_.size() - 1);
   }
+  void InsertCold(PolicyItem* item) override { Insert(item); }
   void Access(PolicyItem*) override {}
   void Remove(PolicyItem* item, bool evicted) override {
     uint64_t hole = item->rank;
@@ -93,6 +103,7 @@ class RandomPolicy : public EvictionPolicy {
   void Replace(PolicyItem* item, PolicyItem* replacement) override {
     replacement->key_hash = item->key_hash;
     replacement->policy_bytes = item->policy_bytes;
+    replacement->group = item->group;
     Place(replacement, item->rank);
   }
 
@@ -110,6 +121,7 @@ class RandomPolicy : public EvictionPolicy {
 class TtlPolicy : public EvictionPolicy {
  public:
   void Insert(PolicyItem* item) override { items_.emplace(item->rank, item); }
+  void InsertCold(PolicyItem* item) override { Insert(item); }
   void Access(PolicyItem*) override {}
   void Remove(PolicyItem* item, bool) override {
     items_.erase({item->rank, item});
@@ -125,6 +137,7 @@ class TtlPolicy : public EvictionPolicy {
   void Replace(PolicyItem* item, PolicyItem* replacement) override {
     replacement->key_hash = item->key_hash;
     replacement->policy_bytes = item->policy_bytes;
+    replacement->group = item->group;
     replacement->rank = item->rank;
     Remove(item, false);
     Insert(replacement);

@@ -160,6 +160,12 @@ class Keyspace {
   void set_samples(uint32_t samples) { samples_.store(samples, std::memory_order_relaxed); }
 
   void Touch(std::span<BulkValue* const> values) { bulk_policy_->Touch(values); }
+  // The keys of one command in their order, but for those of inline values; before Touch() and
+  // before anything is stored.  Gather them only if somebody wants them.
+  bool wants_batches() const { return bulk_policy_->wants_batches(); }
+  void NoteBatch(std::span<const uint64_t> hashes, BatchKind kind) {
+    bulk_policy_->NoteBatch(hashes, kind);
+  }
   KeyspaceStats stats() const {
     return {expired_.load(std::memory_order_relaxed), evicted_.load(std::memory_order_relaxed)};
   }

@@ -32,6 +32,7 @@ size_t Keyspace::EvictInline(int64_t now_ms, bool ignore_soft_pins) {
       case MaxmemoryPolicy::kAllKeysLfu:
       case MaxmemoryPolicy::kVolatileLfu:
       case MaxmemoryPolicy::kAllKeysS3Fifo:
+      case MaxmemoryPolicy::kAllKeysPrefix:
         return 255 - LfuUses(entry.access, now_ms, lfu);
       case MaxmemoryPolicy::kAllKeysRandom:
       case MaxmemoryPolicy::kVolatileRandom:

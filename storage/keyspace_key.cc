@@ -15,6 +15,12 @@ namespace {
 constexpr int64_t kReportBytes = 64 * 1024;
 constexpr int kReportShift = 16;
 
+// What keys that belong together begin with: "model@revision:block" -> "model@revision".
+uint16_t GroupOf(std::string_view key) {
+  const size_t end = key.find_first_of(":/");
+  return end == std::string_view::npos ? 0 : static_cast<uint16_t>(HashKey(key.substr(0, end)));
+}
+
 }  // namespace
 
 // --- entries of a locked stripe --------------------------------------------------------------
@@ -33,7 +39,7 @@ void Keyspace::RecordUse(Entry& entry, int64_t now_ms) const {
   uint32_t access;
   const MaxmemoryPolicy policy = this->policy();
   if (policy == MaxmemoryPolicy::kAllKeysLfu || policy == MaxmemoryPolicy::kVolatileLfu ||
-      policy == MaxmemoryPolicy::kAllKeysS3Fifo) {
+      policy == MaxmemoryPolicy::kAllKeysS3Fifo || policy == MaxmemoryPolicy::kAllKeysPrefix) {
     access = LfuTouched(entry.access, now_ms, lfu_options(),
                         static_cast<uint32_t>(FastRandom() >> 32));
   } else {
@@ -81,7 +87,7 @@ void Keyspace::LetGo(BulkValue* value) {
 void Keyspace::LinkBulk(const Entry& entry) {
   const bool expires = entry.has(Entry::kHasExpiry);
   if (VolatileOnly(policy()) && !expires) return;
-  bulk_policy_->Link(entry.bulk(), expires ? entry.expiry_ms() : 0);
+  bulk_policy_->Link(entry.bulk(), expires ? entry.expiry_ms() : 0, GroupOf(entry.key()));
 }
 
 void Keyspace::DropPin(Stripe& stripe, std::string_view key) {

@@ -30,6 +30,8 @@ std::unique_ptr<PolicyItem> Item(uint64_t key, uint64_t bytes = 4096) {
   return item;
 }
 
+std::unique_ptr<EvictionPolicy> NewPrefixPolicy() { return MakePrefixPolicy(); }
+
 // Takes victims until none is left.
 std::vector<uint64_t> Drain(EvictionPolicy& policy) {
   std::vector<uint64_t> order;
@@ -59,12 +61,19 @@ TEST_P(EveryPolicyTest, VictimsAreItemsAndAllItemsAreVictims) {
   };
   for (int step = 0; step < Steps(200000); ++step) {
     const size_t size = items.size();
+    if (random.Chance(0.1)) {
+      // Batches of keys there, gone, and yet to come, in any order and twice.
+      std::vector<uint64_t> keys(random.Between(1, 12));
+      for (uint64_t& key : keys) key = random.Between(1, next + 5);
+      policy_->Batch(keys, random.Pick(std::vector{BatchKind::kLook, BatchKind::kRead,
+                                                   BatchKind::kWrite}));
+    }
     switch (random.Below(8)) {
       case 0:
       case 1: {
         if (size > 200) break;
         auto item = Item(next++, random.Between(1, 100) * 4096);
-        policy_->Insert(item.get());
+        random.Chance(0.2) ? policy_->InsertCold(item.get()) : policy_->Insert(item.get());
         items.emplace(item->key_hash, std::move(item));
         break;
       }
@@ -153,8 +162,39 @@ INSTANTIATE_TEST_SUITE_P(All, EveryPolicyTest,
                          testing::Values(std::pair{"Lru", &MakeLruPolicy},
                                          std::pair{"Lfu", &MakeLfuPolicy},
                                          std::pair{"S3Fifo", &MakeS3FifoPolicy},
+                                         std::pair{"Prefix", &NewPrefixPolicy},
                                          std::pair{"Random", &MakeRandomPolicy},
                                          std::pair{"Ttl", &MakeTtlPolicy}),
+                         [](const auto& test) { return std::string(test.param.first); });
+
+class ColdTest : public testing::TestWithParam<std::pair<const char*, Make>> {};
+
+TEST_P(ColdTest, AColdItemGoesFirstUnlessItIsUsed) {
+  for (const bool used : {false, true}) {
+    const std::unique_ptr<EvictionPolicy> policy = GetParam().second();
+    std::vector<std::unique_ptr<PolicyItem>> items;
+    for (uint64_t i = 0; i < 50; ++i) {
+      items.push_back(Item(i));
+      policy->Insert(items.back().get());
+    }
+    items.push_back(Item(1000));
+    policy->InsertCold(items.back().get());
+    if (used) {
+      policy->Access(items.back().get());
+      policy->Access(items.back().get());
+      EXPECT_NE(policy->Victim(), items.back().get());
+    } else {
+      EXPECT_EQ(policy->Victim(), items.back().get());
+    }
+    EXPECT_EQ(Drain(*policy).size(), items.size());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Ordered, ColdTest,
+                         testing::Values(std::pair{"Lru", &MakeLruPolicy},
+                                         std::pair{"Lfu", &MakeLfuPolicy},
+                                         std::pair{"S3Fifo", &MakeS3FifoPolicy},
+                                         std::pair{"Prefix", &NewPrefixPolicy}),
                          [](const auto& test) { return std::string(test.param.first); });
 
 // --- each by its own rule ------------------------------------------------------------------------

@@ -50,7 +50,7 @@ class Threads {
 TEST(KeyspaceThreadsTest, EverythingAtOnce) {
   Random seeds;
   SCOPED_TRACE(seeds.Replay());
-  Store store(MaxmemoryPolicy::kAllKeysS3Fifo, 32 * kMiB, 64 * kMiB);
+  Store store(MaxmemoryPolicy::kAllKeysPrefix, 32 * kMiB, 64 * kMiB);
   Keyspace& keyspace = store.keyspace;
   constexpr uint64_t kNames = 500;
   constexpr int kWorkers = 3;
@@ -385,7 +385,8 @@ TEST(BulkPolicyThreadsTest, LinkUnlinkTouchReplaceChange) {
       if (random.Chance(0.02)) {
         const MaxmemoryPolicy policies[] = {
             MaxmemoryPolicy::kAllKeysLru, MaxmemoryPolicy::kAllKeysLfu,
-            MaxmemoryPolicy::kAllKeysS3Fifo, MaxmemoryPolicy::kAllKeysRandom,
+            MaxmemoryPolicy::kAllKeysS3Fifo, MaxmemoryPolicy::kAllKeysPrefix,
+            MaxmemoryPolicy::kAllKeysRandom,
             MaxmemoryPolicy::kVolatileTtl};
         policy.Change(policies[random.Below(std::size(policies))]);
       }

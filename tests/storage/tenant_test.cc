@@ -121,6 +121,7 @@ std::optional<RegionInfo> Info(Tenant& tenant, uint32_t id) {
 
 constexpr MaxmemoryPolicy kEvicting[] = {MaxmemoryPolicy::kAllKeysLru, MaxmemoryPolicy::kAllKeysLfu,
                                          MaxmemoryPolicy::kAllKeysS3Fifo,
+                                         MaxmemoryPolicy::kAllKeysPrefix,
                                          MaxmemoryPolicy::kAllKeysRandom};
 
 // --- making room ---------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ ALLOWED = {
     "storage": {"protocol"},
     "server": {"protocol", "storage"},
     "client": {"protocol"},
-    "tools": {"protocol", "client"},
+    "tools": {"protocol", "storage", "client"},
     "tests": {"protocol", "storage", "server", "client", "tools"},
 }
 INCLUDE = re.compile(r'^\s*#include "([a-z_]+)/')

@@ -1,4 +1,4 @@
-// moonpool-bench replay | compare | pd | embedding
+// moonpool-bench replay | compare | pd | embedding | policy
 #include <unistd.h>
 
 #include <cstdio>
@@ -11,15 +11,21 @@
 #include "tools/bench/embedding.h"
 #include "tools/bench/failure.h"
 #include "tools/bench/pd.h"
+#include "tools/bench/policy.h"
 #include "tools/bench/replay.h"
+#include "tools/bench/trace_families.h"
 
 namespace {
 
 using namespace moonpool::bench;
 
-void AddCommon(CLI::App* mode, CommonOptions* common, bool with_url) {
+void AddOutput(CLI::App* mode, CommonOptions* common) {
   mode->add_option("--json", common->json, "write the results as JSON to this file; -: to stdout");
   mode->add_flag("--quick", common->quick, "less work: done in under 60 s");
+}
+
+void AddCommon(CLI::App* mode, CommonOptions* common, bool with_url) {
+  AddOutput(mode, common);
   mode->add_option("--server", common->server,
                    "the moonpool-server to start (default: the one built with this program, "
                    "else from PATH)");
@@ -122,16 +128,40 @@ void AddEmbedding(CLI::App* app, EmbeddingOptions* options) {
   app->add_option("--reps", options->reps, "repetitions")->check(CLI::Range(1, 1000));
 }
 
+void AddPolicy(CLI::App* app, PolicyOptions* options) {
+  AddOutput(app, &options->common);
+  CLI::Option* trace =
+      app->add_option("--trace", options->trace, "a trace in the Mooncake JSONL format")
+          ->check(CLI::ExistingFile);
+  std::string kinds = "conversation";
+  for (const TraceFamily& family : TraceFamilies()) kinds += ", " + family.name;
+  app->add_option("--generate", options->generate,
+                  "generate traces instead, of these kinds, with commas; all: " + kinds)
+      ->capture_default_str()
+      ->excludes(trace);
+  app->add_option("--requests", options->requests, "only this many requests")
+      ->check(CLI::PositiveNumber);
+  app->add_option("--seed", options->seed, "of generated traces")->capture_default_str();
+  app->add_option("--capacity", options->capacity,
+                  "of the cache, several with commas: a share of the trace's distinct blocks "
+                  "(at most 1, with a point) or a size")
+      ->capture_default_str();
+  app->add_option("--block-bytes", options->block_bytes, "what a block takes, for a size")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   CLI::App app("Measures Moonpool: replays traces, compares with redis-server, models prefill and "
-               "decode hand-over, gathers embeddings.");
+               "decode hand-over, gathers embeddings, compares eviction policies.");
   app.require_subcommand(1);
   ReplayOptions replay;
   CompareOptions compare;
   PdOptions pd;
   EmbeddingOptions embedding;
+  PolicyOptions policy;
   AddReplay(app.add_subcommand("replay", "a serving trace through a server, every byte checked"),
             &replay);
   AddCompare(app.add_subcommand("compare", "the same work on Moonpool and on redis-server"),
@@ -139,17 +169,20 @@ int main(int argc, char** argv) {
   AddPd(app.add_subcommand("pd", "prefill writers hand blocks to decode readers, layer by layer"),
         &pd);
   AddEmbedding(app.add_subcommand("embedding", "gathers of many small rows"), &embedding);
+  AddPolicy(app.add_subcommand("policy", "hit ratios of the eviction policies, without any bytes"),
+            &policy);
   CLI11_PARSE(app, argc, argv);
   std::string command_line;
   for (int i = 1; i < argc; ++i) command_line += (i > 1 ? " " : "") + std::string(argv[i]);
   for (CommonOptions* common :
-       {&replay.common, &compare.common, &pd.common, &embedding.common}) {
+       {&replay.common, &compare.common, &pd.common, &embedding.common, &policy.common}) {
     common->command_line = command_line;
   }
   try {
     if (app.got_subcommand("replay")) return Replay(replay);
     if (app.got_subcommand("compare")) return Compare(compare);
     if (app.got_subcommand("pd")) return HandOver(pd);
+    if (app.got_subcommand("policy")) return ComparePolicies(policy);
     return Embedding(embedding);
   } catch (const std::exception& failure) {
     std::fprintf(stderr, "moonpool-bench: %s\n", failure.what());
