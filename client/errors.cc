@@ -65,15 +65,19 @@ Status FromError(const Error& error) {
     case ErrorCode::kInvalidArgument:
       return {Code::kInvalidArgument, error.message};
     case ErrorCode::kOutOfMemory:
+    case ErrorCode::kBusy:
       return {Code::kOutOfMemory, error.message};
     case ErrorCode::kPermissionDenied:
       return {Code::kPermissionDenied, error.message};
     case ErrorCode::kNotFound:
     case ErrorCode::kUnavailable:
     case ErrorCode::kSystem:
+    case ErrorCode::kNoSpace:
       return {Code::kUnavailable, error.message};
     case ErrorCode::kTimeout:
       return {Code::kTimeout, error.message};
+    case ErrorCode::kCorrupt:
+      return {Code::kCorrupt, error.message};
     case ErrorCode::kProtocol:
       return {Code::kProtocol, error.message};
   }

@@ -16,12 +16,15 @@ namespace moonpool {
 enum class ErrorCode : uint8_t {
   kInvalidArgument,   // the caller passed something wrong; the message says what to pass
   kOutOfMemory,       // no memory and nothing evictable
+  kBusy,              // no memory now; it comes as values reach the SSD
   kNotFound,          // the named thing (region, lease, token) does not exist any more
   kPermissionDenied,  // wrong tenant, token or ACL
   kUnavailable,       // the peer or device is gone; retrying on a new connection may work
   kProtocol,          // the peer sent bytes that are not of the protocol
   kTimeout,           // the deadline passed first
   kSystem,            // a system call failed; the message carries errno's text
+  kNoSpace,           // the file system or a quota on it is full
+  kCorrupt,           // stored bytes are not what was written
 };
 
 struct [[nodiscard]] Error {

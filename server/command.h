@@ -16,6 +16,7 @@
 #include "storage/bulk_value.h"
 
 namespace moonpool::storage {
+struct Entry;
 class Keyspace;
 class Tenant;
 }  // namespace moonpool::storage
@@ -72,6 +73,7 @@ class Reply : public protocol::ReplyBuffer {
 // A long argument, received into memory of its own.
 struct Body {
   storage::WriteHandle extent;   // where the value will live, if the command stores it
+  storage::ValueRef value;       // what TakeValue() made of it
   std::unique_ptr<char[]> heap;  // otherwise
   size_t size = 0;
   std::string failure;           // not empty: there was no memory, the bytes were dropped
@@ -195,6 +197,33 @@ std::span<const Command> KvCommands();
 void CommandHelp(Context& context);
 void UnknownSubcommand(Context& context);
 
+// --- waiting -------------------------------------------------------------------------------
+
+// What a command cannot go on without.  A handler that finds something missing notes it here and
+// returns, before it has changed anything; the connection runs the command again when it is there.
+struct Missing {
+  struct Value {
+    uint64_t hash;
+    storage::SsdPlace place;
+  };
+  std::vector<Value> values;  // on the SSD
+  // What came up for this command, by version: good for it even where memory was too short to keep it.
+  std::span<const std::pair<uint64_t, std::shared_ptr<storage::ValueRef>>> came_up;
+  uint64_t memory_bytes = 0;
+  bool final = false;    // this is the last try: what is still missing will not come
+  bool refused = false;  // and so the command cannot be carried out
+
+  // The bytes of the value that is at `place`, if they came up.
+  storage::BulkValue* CameUp(const storage::SsdPlace& place) const {
+    for (const auto& [id, value] : came_up) {
+      if (id == place.id) return value->get();
+    }
+    return nullptr;
+  }
+  bool any() const { return !values.empty() || memory_bytes != 0 || refused; }
+  void Clear() { *this = Missing(); }
+};
+
 // --- running a command -----------------------------------------------------------------------
 
 struct ParsedCommand {
@@ -235,6 +264,13 @@ struct Context {
   std::optional<GivenValue> TakeValue(size_t index);
   // Replies with -OOM for a reservation that failed.
   void OutOfMemory(const std::string& why);
+  // The same, unless memory will come: then true, and the command is run again.
+  bool WaitsForMemory(const moonpool::Error& error, uint64_t bytes);
+  // The value of `entry`, which may be null, is on the SSD and must come up first.  On the last try
+  // false for commands that only read: to them it is a miss.
+  bool WaitsFor(const storage::Entry* entry, uint64_t hash);
+  // The large value of `entry`, which may be null, if its bytes are in memory for this command.
+  storage::BulkValue* BulkOf(const storage::Entry* entry) const;
 };
 
 }  // namespace moonpool::server

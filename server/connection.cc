@@ -6,6 +6,7 @@
 #include "server/background.h"
 #include "server/log.h"
 #include "server/loop.h"
+#include "server/parking.h"
 #include "server/server.h"
 #include "server/session.h"
 #include "server/ticks.h"
@@ -119,6 +120,7 @@ std::optional<size_t> Connection::RunBatch() {
     if (closed_ || close_after_reply_) break;
     ticks = Run(command, ticks);
     if (suspended_) {
+      PrefetchRest(std::span(batch).subspan(static_cast<size_t>(&command - batch.data()) + 1));
       stopped = command.frame_end;
       bodies_.clear();
       parser_.NextFrame();
@@ -208,19 +210,35 @@ const Command* Connection::Admit(const ParsedCommand& parsed, std::span<Argument
 }
 
 uint64_t Connection::Run(const ParsedCommand& parsed, uint64_t start) {
-  LoopStats& stats = loop_.stats();
-  Reply& reply = loop_.scratch();
   const std::span<Argument> arguments(loop_.batch_arguments().data() + parsed.first_argument,
                                       parsed.arguments);
-  const Reply::Mark mark = reply.mark();
+  const Reply::Mark mark = loop_.scratch().mark();
   const Command* command = Admit(parsed, arguments);
+  return Execute(command, arguments, parsed.key_hash, start, mark, nullptr);
+}
+
+uint64_t Connection::Execute(const Command* command, std::span<Argument> arguments,
+                             uint64_t key_hash, uint64_t start, Reply::Mark mark,
+                             std::unique_ptr<Parked> parked) {
+  LoopStats& stats = loop_.stats();
+  Reply& reply = loop_.scratch();
   uint64_t end = start;
   if (command != nullptr) {
-    Context context{loop_.server(), loop_,           *this,          *tenant_, *command,
-                    arguments,      parsed.key_hash, loop_.now_ms(), reply};
+    Context context{loop_.server(), loop_,    *this,          *tenant_, *command,
+                    arguments,      key_hash, loop_.now_ms(), reply};
     command->handler(context);
-    CommandStats& counts = stats.by_command[command->id];
     end = Ticks();
+    if (loop_.missing().any()) {
+      reply.Rollback(mark);
+      if (!loop_.missing().refused) {
+        const bool again = parked != nullptr;
+        Wait(again ? std::move(parked) : Park(command, arguments, key_hash), again);
+        return end;
+      }
+      loop_.missing().Clear();
+      reply.Error("OOM the value cannot be brought up from the SSD now; see INFO tiers");
+    }
+    CommandStats& counts = stats.by_command[command->id];
     counts.calls.Add();
     counts.ticks.Add(end - start);
     info_->last_command.store(command, std::memory_order_relaxed);
@@ -252,8 +270,15 @@ void Connection::Flush() {
     reply.Reset();
     return;
   }
+  const bool hold = HoldOutput();
   if (reply.empty()) {
     if (close_after_reply_ && output_.empty()) Close();
+    return;
+  }
+  if (hold) {
+    output_.Take(reply, 0);
+    reply.ShrinkTo(kScratchKeep);
+    info_->output_bytes.Set(output_.bytes());
     return;
   }
   OutputQueue::Sent sent;
@@ -323,7 +348,7 @@ void Connection::OnTick() {
   if (input_.empty()) input_.ShrinkTo(0);
   if (session_ != nullptr) session_->OnTick(now_ms);
   const int64_t idle_s = config.number(Key::kTimeout);
-  if (idle_s > 0 && output_.empty() &&
+  if (idle_s > 0 && output_.empty() && !suspended_ &&
       now_ms - info_->last_ms.load(std::memory_order_relaxed) > idle_s * 1000) {
     Log(LogLevel::kVerbose, "closing idle client {}", info_->address);
     loop_.stats().timeout_closed.Add();

@@ -26,6 +26,7 @@ namespace moonpool::server {
 
 class Background;
 class Session;
+struct Parked;
 
 struct ConnectionOrigin {
   std::string address;        // "127.0.0.1:5000", "[::1]:5000", or the Unix socket's path
@@ -73,6 +74,11 @@ class Connection {
   void Close();
   // What every tick of the loop's timer checks; may Close().
   void OnTick();
+  // What it waited for is there, or will not come.
+  void ValueCameUp(uint64_t version, std::shared_ptr<storage::ValueRef> value, bool failed);
+  void MemoryCameFree();
+  // Replies that waited for the SSD's log may go.
+  void ReleaseOutput();
   // Nothing is owed: no reply half sent, no command waiting.
   bool Drained() const { return output_.empty() && !suspended_; }
 
@@ -90,6 +96,19 @@ class Connection {
   void Resume(const Command& command, bool silent, const std::function<void(Context&)>& finish);
   // Returns the time when it was done, in ticks; `start` is when the one before was.
   uint64_t Run(const ParsedCommand& parsed, uint64_t start);
+  // `parked`: null when the command is run for the first time.
+  uint64_t Execute(const Command* command, std::span<Argument> arguments, uint64_t key_hash,
+                   uint64_t start, Reply::Mark mark, std::unique_ptr<Parked> parked);
+
+  // --- connection_parking.cc
+  std::unique_ptr<Parked> Park(const Command* command, std::span<Argument> arguments,
+                               uint64_t key_hash);
+  void Wait(std::unique_ptr<Parked> parked, bool again);
+  void PrefetchRest(std::span<const ParsedCommand> rest);
+  void WaitForBodyMemory(uint64_t bytes);
+  void RunAgain();
+  // True when the reply must wait for changes to be logged.
+  bool HoldOutput();
   void Enqueue(size_t first_argument, size_t frame_end);
   const Command* Admit(const ParsedCommand& parsed, std::span<Argument> arguments);
   void RejectUnknown(std::span<Argument> arguments);
@@ -100,9 +119,11 @@ class Connection {
   void TriggerByLevel();
   void UpdateLimits();
 
-  // Takes the body whose header was just parsed; `rest` is what follows it in the buffer.
-  // Returns how many bytes of `rest` belong to the body.
-  size_t BeginBody(std::string_view frame, std::string_view rest);
+  // Finds memory for the body whose header was just parsed.  False: the connection waits for it.
+  bool ReserveBody(std::string_view frame);
+  // Takes the body; `rest` is what follows its header in the buffer.  Returns how many bytes of
+  // `rest` belong to it.
+  size_t BeginBody(std::string_view rest);
   bool BodyComplete() const { return body_received_ == bodies_.back().size; }
   // False when the connection is blocked or gone.
   bool ReadBody();
@@ -135,6 +156,9 @@ class Connection {
   bool close_after_reply_ = false;
   bool closed_ = false;
   bool suspended_ = false;
+  std::unique_ptr<Parked> parked_;  // a command that waits
+  int64_t body_until_ms_ = 0;       // how long the body waits for memory; 0: it does not
+  uint64_t held_sequence_ = 0;      // replies wait until the SSD's log has come this far; 0: none
   std::unique_ptr<Session> session_;
 };
 

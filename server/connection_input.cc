@@ -74,7 +74,7 @@ void Connection::Process(std::string_view fresh) {
   bool own = fresh.empty();
   for (;;) {
     std::string_view view = own ? input_.view() : fresh;
-    const size_t used = Consume(view);
+    const size_t used = body_wanted_ ? 0 : Consume(view);  // else it waited for the body's memory
     if (closed_) return;
     if (!body_wanted_) {
       if (own) {
@@ -84,11 +84,15 @@ void Connection::Process(std::string_view fresh) {
       }
       break;
     }
+    if (!ReserveBody(view.substr(used, parser_.frame_bytes()))) {
+      own ? input_.Erase(0, used) : input_.Append(view.substr(used));
+      break;
+    }
     body_wanted_ = false;
     view.remove_prefix(used);
     const std::string_view head = view.substr(0, parser_.frame_bytes());
     const std::string_view rest = view.substr(head.size());
-    const size_t taken = BeginBody(head, rest);
+    const size_t taken = BeginBody(rest);
     if (own) {
       input_.Erase(used + head.size(), taken);
       input_.Erase(0, used);
@@ -188,7 +192,7 @@ size_t Connection::Consume(std::string_view input) {
   return close_after_reply_ ? input.size() : position;
 }
 
-size_t Connection::BeginBody(std::string_view frame, std::string_view rest) {
+bool Connection::ReserveBody(std::string_view frame) {
   const auto& parsed = parser_.arguments();
   const size_t index = parsed.size();
   Body& body = bodies_.emplace_back();
@@ -207,13 +211,24 @@ size_t Connection::BeginBody(std::string_view frame, std::string_view rest) {
     auto handle = tenant_->Reserve(body.size, loop_.now_ms());
     if (handle) {
       body.extent = std::move(*handle);
+    } else if (handle.error().code == ErrorCode::kBusy &&
+               (body_until_ms_ == 0 || loop_.now_ms() < body_until_ms_)) {
+      WaitForBodyMemory(body.size);
+      bodies_.pop_back();
+      return false;
     } else {
       body.failure = handle.error().message;
     }
+    body_until_ms_ = 0;
   } else {
     body.heap.reset(new (std::nothrow) char[body.size]);
     if (body.heap == nullptr) body.failure = "no memory for an argument";
   }
+  return true;
+}
+
+size_t Connection::BeginBody(std::string_view rest) {
+  Body& body = bodies_.back();
   body_received_ = std::min(rest.size(), body.size);
   if (body.data() != nullptr && body.failure.empty()) {
     std::copy_n(rest.data(), body_received_, body.data());

@@ -186,6 +186,54 @@ void PoolSection(Context& c, Text& out) {
   Row(out, "shm_attached_sessions", attached);
 }
 
+void TiersSection(Context& c, Text& out) {
+  const storage::MemoryBudget& budget = c.tenant.budget();
+  storage::SsdTier* tier = c.tenant.ssd();
+  const storage::SsdTierStats s = tier != nullptr ? tier->stats() : storage::SsdTierStats();
+  Row(out, "tier_dram_keys", c.keyspace().Size() - s.keys);
+  Row(out, "tier_dram_bytes", budget.used_bytes());
+  Row(out, "tier_dram_capacity", budget.limit());
+  Row(out, "tier_dram_waiting_for_memory", c.tenant.memory_queue().size());
+  Row(out, "tier_ssd", tier == nullptr ? "off" : s.failing ? "failing" : "on");
+  if (tier == nullptr) return;
+  Row(out, "tier_ssd_last_error", s.last_error.empty() ? "none" : s.last_error);
+  Row(out, "tier_ssd_keys", s.keys);
+  Row(out, "tier_ssd_versions", s.versions);
+  Row(out, "tier_ssd_bytes", s.bytes);
+  Row(out, "tier_ssd_capacity", s.capacity);
+  Row(out, "tier_ssd_hits", s.hits);
+  Row(out, "tier_ssd_promotions", s.promotions);
+  Row(out, "tier_ssd_cold_loads", s.cold_loads);
+  Row(out, "tier_ssd_loaded_bytes", s.loaded_bytes);
+  Row(out, "tier_ssd_read_ahead", s.read_ahead);
+  Row(out, "tier_ssd_read_ahead_useful", c.tenant.read_ahead().useful());
+  Row(out, "tier_ssd_read_ahead_wasted", c.tenant.read_ahead().wasted());
+  Row(out, "tier_ssd_read_ahead_window", c.tenant.read_ahead().size());
+  Row(out, "tier_ssd_demotions", s.demotions);
+  Row(out, "tier_ssd_demoted_bytes", s.demoted_bytes);
+  Row(out, "tier_ssd_abandoned", s.abandoned);
+  Row(out, "tier_ssd_drops_full", s.drops_full);
+  Row(out, "tier_ssd_drops_refused", s.drops_refused);
+  Row(out, "tier_ssd_lost", s.lost);
+  Row(out, "tier_ssd_read_errors", s.read_errors);
+  Row(out, "tier_ssd_write_errors", s.write_errors);
+  Row(out, "tier_ssd_demotion_queue", s.queued_values);
+  Row(out, "tier_ssd_demotion_queue_bytes", s.queued_bytes);
+  Row(out, "tier_ssd_load_queue", s.loads_queued);
+  Row(out, "tier_ssd_load_p50_us", s.load_p50_us);
+  Row(out, "tier_ssd_load_p99_us", s.load_p99_us);
+  Row(out, "tier_ssd_demote_p50_us", s.demote_p50_us);
+  Row(out, "tier_ssd_demote_p99_us", s.demote_p99_us);
+  Row(out, "tier_ssd_disk_bytes", s.store.disk_bytes);
+  Row(out, "tier_ssd_garbage_bytes", s.store.garbage_bytes);
+  Row(out, "tier_ssd_blob_files", s.store.blob_files);
+  Row(out, "tier_ssd_write_amplification",
+      fmt::format("{:.2f}", s.store.payload_bytes_written == 0
+                                ? 1.0
+                                : static_cast<double>(s.store.disk_bytes_written) /
+                                      static_cast<double>(s.store.payload_bytes_written)));
+}
+
 void ReplicationSection(Context& c, Text& out) {
   Row(out, "role", "master");
   Row(out, "connected_slaves", 0);
@@ -261,6 +309,7 @@ constexpr Section kSections[] = {
     {"persistence", "Persistence", PersistenceSection, true},
     {"stats", "Stats", StatsSection, true},
     {"pool", "Pool", PoolSection, true},
+    {"tiers", "Tiers", TiersSection, true},
     {"replication", "Replication", ReplicationSection, true},
     {"cpu", "CPU", CpuSection, true},
     {"commandstats", "Commandstats", CommandStatsSection, false},

@@ -137,7 +137,9 @@ void RenameGeneric(Context& c, bool if_absent) {
   std::optional<int64_t> expiry_ms;
   if (from->has(Entry::kHasExpiry)) expiry_ms = from->expiry_ms();
   const auto pin = from->has(Entry::kPinned) ? lock[0].GetPin() : std::nullopt;
-  if (from->has(Entry::kBulk)) {
+  if (from->has(Entry::kOnSsd)) {
+    lock[1].SetOnSsd(lock[0].TakePlace(), expiry_ms.value_or(0));
+  } else if (from->has(Entry::kBulk)) {
     lock[1].SetBulk(lock[0].TakeBulk());
   } else {
     const std::string value(from->value());
@@ -175,6 +177,7 @@ void Copy(Context& c) {
   if (lock[0].Find() == nullptr) return c.reply.Integer(0);
   if (!replace && lock[1].Find() != nullptr) return c.reply.Integer(0);
   const Entry* from = lock[0].Find();
+  if (c.WaitsFor(from, lock[0].hash())) return;
   std::optional<int64_t> expiry_ms;
   if (from->has(Entry::kHasExpiry)) expiry_ms = from->expiry_ms();
   if (from->has(Entry::kBulk)) {
@@ -290,7 +293,8 @@ void ObjectEncoding(Context& c) {
   if (entry == nullptr) return c.reply.Null();
   constexpr uint64_t kEmbeddedBytes = 44;  // Redis's OBJ_ENCODING_EMBSTR_SIZE_LIMIT
   const uint64_t length = ValueLength(*entry);
-  if (length <= protocol::kMaxInt64Text && protocol::ParseInt64(ValueBytes(*entry))) {
+  if (!entry->has(Entry::kOnSsd) && length <= protocol::kMaxInt64Text &&
+      protocol::ParseInt64(ValueBytes(*entry))) {
     return c.reply.Bulk("int");
   }
   c.reply.Bulk(length <= kEmbeddedBytes ? "embstr" : "raw");

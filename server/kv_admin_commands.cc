@@ -96,14 +96,16 @@ void KvInfo(Context& c) {
   Reply& r = c.reply;
   const bool bulk = entry->has(Entry::kBulk);
   const auto pin = lock.key.GetPin();
-  r.Map(bulk ? 13 : 6);
-  Text(r, "stored", bulk ? "extent" : "inline");
-  Text(r, "tier", protocol::TierName(protocol::Tier::kDram));
+  const bool on_ssd = entry->has(Entry::kOnSsd);
+  r.Map(bulk ? 14 : on_ssd ? 7 : 6);
+  Text(r, "stored", bulk ? "extent" : on_ssd ? "chunks" : "inline");
+  Text(r, "tier", on_ssd ? "ssd" : protocol::TierName(protocol::Tier::kDram));
   Number(r, "length", ValueLength(*entry));
   Number(r, "heap-bytes", entry->block_bytes());
   r.Bulk("ttl-ms");
   r.Integer(entry->has(Entry::kHasExpiry) ? entry->expiry_ms() - c.now_ms : -1);
   Text(r, "pin", !pin ? "none" : pin->hard ? "hard" : "soft");
+  if (on_ssd) Number(r, "ssd-version", entry->place().id);
   if (!bulk) return;
   const storage::BulkValue& value = *entry->bulk();
   const storage::Extent& extent = value.extent();
@@ -114,6 +116,8 @@ void KvInfo(Context& c) {
   Number(r, "generation", extent.generation);
   r.Bulk("crc");
   value.crc() ? r.Integer(*value.crc()) : r.Null();
+  // 0: it is in memory only.
+  Number(r, "ssd-version", value.place().id);
   // Leases, holds, and replies on their way out.
   Number(r, "pinned-by", value.references() - 1);
 }

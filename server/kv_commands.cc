@@ -165,6 +165,21 @@ void Hello(Context& c) {
 
 // --- reading -----------------------------------------------------------------------------------
 
+// With an SSD tier: pins the large values, before anything is leased.  False: some must come up first.
+bool PinAll(Context& c, const std::vector<uint64_t>& hashes,
+            std::vector<storage::ValueRef>* pinned) {
+  for (size_t i = 0; i < hashes.size(); ++i) {
+    KeyLock lock(c.keyspace(), c[kFirstKey + i], hashes[i], c.now_ms);
+    const Entry* entry = lock.key.Read();
+    if (storage::BulkValue* bulk = c.BulkOf(entry)) {
+      (*pinned)[i] = storage::ValueRef::Share(bulk);
+    } else {
+      c.WaitsFor(entry, hashes[i]);
+    }
+  }
+  return !c.loop.missing().any();
+}
+
 void Locate(Context& c) {
   const auto count = KeyCount(c, 1);
   if (!count) return;
@@ -174,27 +189,33 @@ void Locate(Context& c) {
   Session* session = c.connection.session();
   std::vector<uint64_t> hashes = HashAndPrefetch(c, *count, 1);
   std::vector<storage::ValueRef> used;
+  std::vector<storage::ValueRef> pinned(c.tenant.ssd() != nullptr ? *count : 0);
+  if (!pinned.empty() && !PinAll(c, hashes, &pinned)) return;
   c.reply.Array(*count);
   uint64_t hits = 0;
   size_t not_inline = 0;
   for (size_t i = 0; i < *count; ++i) {
     storage::ValueRef value;
-    {
+    if (!pinned.empty() && pinned[i]) {
+      value = std::move(pinned[i]);
+    } else {
       KeyLock lock(keyspace, c[kFirstKey + i], hashes[i], c.now_ms);
       const Entry* entry = lock.key.Read();
-      if (entry != nullptr && !entry->has(Entry::kBulk)) {
+      if (entry != nullptr && entry->is_inline()) {
         ++hits;
         c.reply.Bulk(entry->value());
         continue;
       }
-      hashes[not_inline++] = hashes[i];
-      if (entry == nullptr) {
-        c.reply.Null();
-        continue;
+      if (entry != nullptr && entry->has(Entry::kBulk)) {
+        value = storage::ValueRef::Share(entry->bulk());
       }
-      ++hits;
-      value = storage::ValueRef::Share(entry->bulk());
     }
+    hashes[not_inline++] = hashes[i];
+    if (!value) {
+      c.reply.Null();
+      continue;
+    }
+    ++hits;
     if (session != nullptr) {
       session->Describe(c, value, *request);
     } else {
@@ -210,7 +231,7 @@ void Locate(Context& c) {
   std::vector<storage::BulkValue*> values;
   values.reserve(used.size());
   for (const storage::ValueRef& value : used) values.push_back(value.get());
-  keyspace.Touch(values);
+  if (keyspace.Touch(values) > 0) c.tenant.ReadAhead(values.back()->owner_hash());
 }
 
 template <typename Act>
@@ -251,12 +272,14 @@ void Match(Context& c) {
   }
   std::vector<uint64_t> hashes = HashAndPrefetch(c, *count, 1);
   size_t present = 0;
+  int64_t on_ssd = 0;
   size_t inlined = 0;
   for (; present < *count; ++present) {
     KeyLock lock(c.keyspace(), c[kFirstKey + present], hashes[present], c.now_ms);
     const Entry* entry = lock.key.Find();
     if (entry == nullptr) break;
-    if (!entry->has(Entry::kBulk)) ++inlined;
+    on_ssd += entry->has(Entry::kOnSsd) ? 1 : 0;
+    inlined += entry->is_inline() ? 1 : 0;
   }
   if (inlined == 0) c.keyspace().NoteBatch(hashes, storage::BatchKind::kLook);
   const auto n = static_cast<int64_t>(present);
@@ -264,8 +287,26 @@ void Match(Context& c) {
   c.reply.Array(4);
   c.reply.Integer(n);
   c.reply.Integer(0);
-  c.reply.Integer(n);
-  c.reply.Integer(0);
+  c.reply.Integer(n - on_ssd);
+  c.reply.Integer(on_ssd);
+}
+
+void Prefetch(Context& c) {
+  const auto count = KeyCount(c, 1);
+  if (!count) return;
+  if (c.size() != kFirstKey + *count) return c.SyntaxError();
+  const std::vector<uint64_t> hashes = HashAndPrefetch(c, *count, 1);
+  c.reply.Array(*count);
+  for (size_t i = 0; i < *count; ++i) {
+    storage::SsdPlace place;
+    {
+      KeyLock lock(c.keyspace(), c[kFirstKey + i], hashes[i], c.now_ms);
+      const Entry* entry = lock.key.Read();
+      c.reply.Integer(entry == nullptr ? 0 : 1);
+      if (entry != nullptr && entry->has(Entry::kOnSsd)) place = entry->place();
+    }
+    if (place) c.tenant.ssd()->Load(hashes[i], place, storage::SsdTier::Why::kAhead, nullptr);
+  }
 }
 
 constexpr std::string_view kGroup = "kv";
@@ -299,6 +340,10 @@ const Command kCommands[] = {
     {"kv.pin", KvPin, -3, kWrite | kFast, CountedKeys(1, "RW"), "kv", kGroup, kSince, "O(N)",
      "Keeps keys from eviction: HARD always, else as long as there is anything else to evict.",
      "numkeys key [key ...] [TTL milliseconds] [HARD]"},
+    {"kv.prefetch", Prefetch, -3, kReadOnly | kFast, CountedKeys(1, "RO ACCESS"), "kv", kGroup,
+     kSince, "O(N)",
+     "Begins to bring values up from the SSD; 1 for keys that are in memory or on their way.",
+     "numkeys key [key ...]"},
     {"kv.regions", KvRegions, 1, kReadOnly, NoKeys(), "kv admin", kGroup, kSince, "O(N)",
      "Lists the memory regions of the pool.", ""},
     {"kv.release", Release, -3, kFast, NoKeys(), "kv", kGroup, kSince, "O(N)",

@@ -115,6 +115,7 @@ void KvAlloc(Context& c) {
   }
   const int64_t longest = c.server.config().number(Key::kProtoMaxBulkLen);
   c.reply.Array(*count);
+  std::vector<std::pair<size_t, uint64_t>> taken;  // argument of the key, token
   for (size_t i = 0; i < *count; ++i) {
     const std::string_view key = c[kFirstKey + i * 2];
     const auto length = protocol::ParseInt64(c[kFirstKey + i * 2 + 1]);
@@ -128,6 +129,11 @@ void KvAlloc(Context& c) {
       continue;
     }
     auto handle = c.tenant.ReserveInArena(session->id(), static_cast<uint64_t>(*length), c.now_ms);
+    if (!handle && c.WaitsForMemory(handle.error(), static_cast<uint64_t>(*length))) {
+      // All of it is tried again, so what was got so far goes back.
+      for (const auto& [index, token] : taken) session->TakeReservation(token, c[index]);
+      return;
+    }
     if (!handle) {
       c.OutOfMemory(handle.error().message);
       continue;
@@ -144,6 +150,7 @@ void KvAlloc(Context& c) {
       c.Error("ERR too many reservations wait for KV.COMMIT (session-max-reservations)");
       continue;
     }
+    taken.emplace_back(kFirstKey + i * 2, *token);
     c.loop.stats().reservations.Add();
     c.reply.Array(4);
     c.reply.Integer(static_cast<int64_t>(*token));

@@ -86,6 +86,8 @@ class Loop {
   Reply& scratch() { return scratch_; }
   std::vector<ParsedCommand>& batch() { return batch_; }
   std::vector<Argument>& batch_arguments() { return batch_arguments_; }
+  // What the command that runs just now lacks.
+  Missing& missing() { return missing_; }
   LoopStats& stats() { return stats_; }
 
  private:
@@ -117,6 +119,7 @@ class Loop {
   Reply scratch_;
   std::vector<ParsedCommand> batch_;
   std::vector<Argument> batch_arguments_;
+  Missing missing_;
   std::unordered_map<uint64_t, std::unique_ptr<Connection>> connections_;
   LoopStats stats_;
 

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -126,6 +127,75 @@ Status Server::CreateTenants() {
   return {};
 }
 
+Status Server::OpenSsd() {
+  if (config_.text(Key::kSsdDirectory).empty()) return {};
+  using Compression = storage::SsdOptions::Compression;
+  static constexpr Compression kCompressions[] = {Compression::kNone, Compression::kLz4,
+                                                  Compression::kZstd};
+  const auto bytes = [this](Key key) { return static_cast<uint64_t>(config_.number(key)); };
+  if (!std::has_single_bit(bytes(Key::kSsdChunk))) {
+    return Fail(ErrorCode::kInvalidArgument, "ssd-chunk must be a power of two");
+  }
+  storage::SsdTierOptions options;
+  options.store.directory = config_.text(Key::kSsdDirectory);
+  options.store.chunk_bytes = static_cast<uint32_t>(bytes(Key::kSsdChunk));
+  options.store.write_buffer_bytes = bytes(Key::kSsdWriteBuffer);
+  options.store.compression = kCompressions[config_.number(Key::kSsdCompression)];
+  options.store.direct_io = config_.boolean(Key::kSsdDirectIo);
+  options.store.log_payload = config_.boolean(Key::kSsdWal);
+  options.store.sync = config_.boolean(Key::kSsdSync);
+  options.store.rate_limit_bytes_s = bytes(Key::kSsdRateLimit);
+  options.store.background_threads = static_cast<int>(config_.number(Key::kSsdBackgroundThreads));
+  options.store.note = [](const std::string& line) { Log(LogLevel::kWarning, "{}", line); };
+  options.capacity_bytes = bytes(Key::kSsdCapacity);
+  options.high_watermark = config_.real(Key::kSsdHighWatermark);
+  options.evict_ratio = config_.real(Key::kSsdEvictRatio);
+  options.queue_bytes = bytes(Key::kSsdQueue);
+  options.wait_ms = config_.number(Key::kSsdWait);
+  options.readers = static_cast<int>(config_.number(Key::kSsdReaders));
+  options.write_through = config_.number(Key::kSsdWritePolicy) == 1;
+  const auto start = std::chrono::steady_clock::now();
+  storage::Tenant& tenant = default_tenant();
+  if (Status opened = tenant.OpenSsd(options, start_ms_); !opened) {
+    return Fail(opened.error().code, "ssd-directory: " + opened.error().message);
+  }
+  const storage::SsdStore::Recovery& found = tenant.ssd()->recovery();
+  const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(
+                      std::chrono::steady_clock::now() - start)
+                      .count();
+  Log(LogLevel::kNotice,
+      "SSD tier: {} values of {} bytes and {} small values after {} stop, read in {} ms",
+      found.versions, found.bytes, found.small_values, found.clean ? "a clean" : "an unclean", ms);
+  if (found.unfinished + found.voided + found.expired > 0) {
+    Log(LogLevel::kNotice,
+        "SSD tier: dropped {} values that had not reached the disk, {} that KV.DROP removed, {} "
+        "expired",
+        found.unfinished, found.voided, found.expired);
+  }
+  if (found.wiped) {
+    Log(LogLevel::kWarning,
+        "SSD tier: starts empty, because what was there could not be trusted after a crash");
+  }
+  return {};
+}
+
+void Server::SaveSsd() {
+  bool save;
+  {
+    MutexLock lock(shutdown_mu_);
+    save = save_;
+  }
+  for (const auto& tenant : tenants_) {
+    if (tenant->ssd() == nullptr || !save) continue;
+    const auto note = [](const std::string& line) { Log(LogLevel::kNotice, "{}", line); };
+    if (Status saved =
+            tenant->ssd()->Save(config_.number(Key::kSsdStopTimeout) * 1000, note);
+        !saved) {
+      Log(LogLevel::kWarning, "SSD tier: {}", saved.error().message);
+    }
+  }
+}
+
 void Server::InstallHooks() {
   config_.OnChange(Key::kRequirePass, [this]() -> Status {
     password_required_ = !config_.text(Key::kRequirePass).empty();
@@ -133,6 +203,18 @@ void Server::InstallHooks() {
   });
   config_.OnChange(Key::kMaxMemory, [this]() -> Status {
     default_tenant().SetQuota(MemoryLimit(config_));
+    return {};
+  });
+  const auto prefetch_window = [this]() -> Status {
+    default_tenant().read_ahead().set_limit(
+        static_cast<size_t>(config_.number(Key::kPrefetchWindow)));
+    return {};
+  };
+  config_.OnChange(Key::kPrefetchWindow, prefetch_window);
+  config_.OnChange(Key::kSsdCapacity, [this]() -> Status {
+    if (storage::SsdTier* tier = default_tenant().ssd()) {
+      tier->SetCapacity(static_cast<uint64_t>(config_.number(Key::kSsdCapacity)));
+    }
     return {};
   });
   config_.OnChange(Key::kMaxMemoryPolicy, [this]() -> Status {
@@ -168,7 +250,7 @@ void Server::InstallHooks() {
   config_.OnChange(Key::kPrefer,
                    [this] { return placement_.Configure(config_.text(Key::kPrefer)); });
   password_required_ = !config_.text(Key::kRequirePass).empty();
-  [[maybe_unused]] const Status applied[] = {lfu(), samples()};
+  [[maybe_unused]] const Status applied[] = {lfu(), samples(), prefetch_window()};
 }
 
 Status Server::Start() {
@@ -178,6 +260,7 @@ Status Server::Start() {
   if (!config_.boolean(Key::kDumpable)) prctl(PR_SET_DUMPABLE, 0);
   RaiseFileLimit(config_);
   if (Status created = CreateTenants(); !created) return created;
+  if (Status opened = OpenSsd(); !opened) return opened;
   InstallHooks();
   if (Status placed = placement_.Configure(config_.text(Key::kPrefer)); !placed) return placed;
 
@@ -327,9 +410,10 @@ void Server::WaitForShutdown() {
   while (!shutdown_) shutdown_changed_.Wait(shutdown_mu_);
 }
 
-void Server::RequestShutdown() {
+void Server::RequestShutdown(bool save) {
   {
     MutexLock lock(shutdown_mu_);
+    if (!shutdown_) save_ = save;  // the first request counts: main sends itself a second one
     shutdown_ = true;
   }
   shutdown_changed_.NotifyAll();
@@ -351,6 +435,9 @@ void Server::Stop() {
   for (const auto& loop : loops_) loop->Join();
   background_.reset();
   upkeep_.reset();
+  // The tier's threads post to the loops: they end first.
+  SaveSsd();
+  for (const auto& tenant : tenants_) tenant->CloseSsd();
   if (attach_server_) attach_server_->Stop();
   // What other threads posted to a loop last goes with it, before the pool it refers to.
   loops_.clear();

@@ -41,7 +41,8 @@ class Server {
   Status Start();
   // Returns when somebody called RequestShutdown (SIGTERM, SIGINT, SHUTDOWN).
   void WaitForShutdown();
-  void RequestShutdown();
+  // `save`: what only memory has is written to the SSD tier, if there is one.
+  void RequestShutdown(bool save = true);
   // Drains and stops.  Idempotent.
   void Stop();
 
@@ -86,6 +87,8 @@ class Server {
 
  private:
   Status CreateTenants();
+  Status OpenSsd();
+  void SaveSsd();
   Status Listen();
   void InstallHooks();
   // Keeps what is derived from counters now and then.
@@ -119,6 +122,7 @@ class Server {
 
   Mutex shutdown_mu_;
   CondVar shutdown_changed_;
+  bool save_ GUARDED_BY(shutdown_mu_) = true;
   bool shutdown_ GUARDED_BY(shutdown_mu_) = false;
   bool ticker_stop_ GUARDED_BY(shutdown_mu_) = false;
 };

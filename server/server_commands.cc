@@ -27,8 +27,8 @@ void Time(Context& c) {
 }
 
 void Shutdown(Context& c) {
-  // There is nothing to save, so SAVE and NOSAVE mean the same; NOW and FORCE skip waits that do
-  // not exist.
+  // What only memory has is saved to the SSD tier, unless NOSAVE; NOW and FORCE skip waits that do not
+  // exist.
   bool save = false, no_save = false, hurry = false, abort = false;
   for (size_t i = 1; i < c.size(); ++i) {
     if (EqualsIgnoreCase(c[i], "SAVE")) {
@@ -48,7 +48,7 @@ void Shutdown(Context& c) {
   Log(LogLevel::kWarning, "client {} requested a shutdown", c.connection.info().address);
   // Like redis-server, no reply: the connection closes when the server is gone.
   c.connection.CloseAfterReply();
-  c.server.RequestShutdown();
+  c.server.RequestShutdown(!no_save);
 }
 
 void MemoryUsage(Context& c) {
@@ -63,6 +63,7 @@ void MemoryUsage(Context& c) {
   const storage::Entry* entry = lock.key.Find();
   if (entry == nullptr) return c.reply.Null();
   uint64_t bytes = entry->block_bytes() + sizeof(uint64_t);  // and its place in the table
+  // What is on the SSD takes no memory but its entry.
   if (entry->has(storage::Entry::kBulk)) {
     bytes += sizeof(storage::BulkValue) +
              storage::ExtentAllocator::RoundUp(entry->bulk()->length());

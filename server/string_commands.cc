@@ -25,7 +25,7 @@ using storage::KeysLock;
 void Get(Context& c) {
   ValueReplies replies(c);
   KeyLock lock(c.keyspace(), c[1], c.key_hash, c.now_ms);
-  replies.Whole(lock.key.Read());
+  replies.Whole(lock.key, lock.key.Read());
 }
 
 void StrLen(Context& c) {
@@ -49,7 +49,7 @@ void SetWith(Context& c, size_t value_index, const SetOptions& options) {
   KeyLock lock(c.keyspace(), c[1], c.key_hash, c.now_ms);
   if (options.get || options.if_absent || options.if_present) {
     const Entry* old = lock.key.Find();
-    if (options.get) replies.Whole(old);
+    if (options.get && !replies.Whole(lock.key, old)) return;
     if ((options.if_absent && old != nullptr) || (options.if_present && old == nullptr)) {
       if (!options.get) c.reply.Null();
       return;
@@ -116,8 +116,7 @@ void GetDel(Context& c) {
   ValueReplies replies(c);
   KeyLock lock(c.keyspace(), c[1], c.key_hash, c.now_ms);
   Entry* entry = lock.key.Read();
-  replies.Whole(entry);
-  if (entry != nullptr) lock.key.Erase();
+  if (replies.Whole(lock.key, entry) && entry != nullptr) lock.key.Erase();
 }
 
 void GetEx(Context& c) {
@@ -138,11 +137,14 @@ void GetEx(Context& c) {
   ValueReplies replies(c);
   KeyLock lock(c.keyspace(), c[1], c.key_hash, c.now_ms);
   Entry* entry = lock.key.Read();
-  if (entry == nullptr) return replies.Whole(nullptr);
+  if (entry == nullptr) {
+    replies.Whole(lock.key, nullptr);
+    return;
+  }
   // A wrong time is an error only where there is a key to give it to.
   std::optional<int64_t> at;
   if (unit && !(at = ParseExpiry(c, expiry_index, *unit, false))) return;
-  replies.Whole(entry);
+  if (!replies.Whole(lock.key, entry)) return;
   if (persist) {
     lock.key.ClearExpiry();
   } else if (at && *at <= c.now_ms) {
@@ -169,13 +171,11 @@ void MGet(Context& c) {
     c.reply.Array(names.size());
     for (size_t i = 0; i < names.size(); ++i) {
       const Entry* entry = lock[i].Read();
-      if (gather && (entry == nullptr || entry->has(Entry::kBulk))) {
-        hashes.push_back(lock[i].hash());
-      }
-      replies.Whole(entry);
+      if (gather && (entry == nullptr || !entry->is_inline())) hashes.push_back(lock[i].hash());
+      replies.Whole(lock[i], entry);
     }
   }
-  c.keyspace().NoteBatch(hashes, storage::BatchKind::kRead);
+  if (!c.loop.missing().any()) c.keyspace().NoteBatch(hashes, storage::BatchKind::kRead);
 }
 
 void MSetGeneric(Context& c, bool if_absent) {
@@ -221,6 +221,7 @@ bool Rewrite(Context& c, Plan&& plan, Build&& build) {
     {
       KeyLock lock(c.keyspace(), c[1], c.key_hash, c.now_ms);
       Entry* entry = lock.key.Find();
+      if (c.WaitsFor(entry, lock.key.hash())) return false;
       const std::string_view bytes = entry == nullptr ? std::string_view() : ValueBytes(*entry);
       const std::optional<uint64_t> planned = plan(entry, bytes.size());
       if (!planned) return false;
@@ -235,7 +236,7 @@ bool Rewrite(Context& c, Plan&& plan, Build&& build) {
     }
     auto handle = c.tenant.Reserve(length, c.now_ms);
     if (!handle) {
-      c.OutOfMemory(handle.error().message);
+      if (!c.WaitsForMemory(handle.error(), length)) c.OutOfMemory(handle.error().message);
       return false;
     }
     build(old->bytes(), handle->data());
@@ -313,6 +314,10 @@ void GetRange(Context& c) {
   if (end < 0) end = std::max<int64_t>(end + length, 0);
   end = std::min(end, length - 1);
   if (length == 0 || start > end) return c.reply.Bulk("");
+  if (c.BulkOf(entry) == nullptr) {
+    if (c.WaitsFor(entry, lock.key.hash())) return;
+    if (entry->has(Entry::kOnSsd)) return c.reply.Bulk("");
+  }
   replies.Part(*entry, static_cast<uint64_t>(start), static_cast<uint64_t>(end - start + 1));
 }
 
@@ -320,6 +325,7 @@ void IncrementBy(Context& c, int64_t by) {
   KeyLock lock(c.keyspace(), c[1], c.key_hash, c.now_ms);
   const Entry* entry = lock.key.Read();
   int64_t value = 0;
+  if (c.WaitsFor(entry, lock.key.hash())) return;
   if (entry != nullptr) {
     const auto old = protocol::ParseInt64(ValueBytes(*entry));
     if (!old) return c.Error("ERR value is not an integer or out of range");
@@ -349,6 +355,7 @@ void IncrByFloat(Context& c) {
   KeyLock lock(c.keyspace(), c[1], c.key_hash, c.now_ms);
   const Entry* entry = lock.key.Read();
   std::optional<long double> value = 0;
+  if (c.WaitsFor(entry, lock.key.hash())) return;
   if (entry != nullptr) value = protocol::ParseLongDouble(ValueBytes(*entry));
   const auto by = protocol::ParseLongDouble(c[2]);
   if (!value || !by) return c.Error("ERR value is not a valid float");

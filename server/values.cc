@@ -19,6 +19,29 @@ std::optional<int64_t> Context::Integer(size_t index) {
   return value;
 }
 
+bool Context::WaitsForMemory(const moonpool::Error& error, uint64_t bytes) {
+  if (error.code != ErrorCode::kBusy || loop.missing().final) return false;
+  loop.missing().memory_bytes += bytes;
+  return true;
+}
+
+bool Context::WaitsFor(const storage::Entry* entry, uint64_t hash) {
+  if (entry == nullptr || !entry->has(storage::Entry::kOnSsd)) return false;
+  Missing& missing = loop.missing();
+  if (!missing.final) {
+    missing.values.push_back({hash, entry->place()});
+    return true;
+  }
+  if ((command.flags & kWrite) == 0) return false;
+  missing.refused = true;
+  return true;
+}
+
+storage::BulkValue* Context::BulkOf(const storage::Entry* entry) const {
+  if (entry == nullptr || entry->is_inline()) return nullptr;
+  return entry->has(storage::Entry::kBulk) ? entry->bulk() : loop.missing().CameUp(entry->place());
+}
+
 void Context::OutOfMemory(const std::string& why) {
   loop.stats().oom_replies.Add();
   Error("OOM command not allowed when used memory > 'maxmemory': " + why + ".");
@@ -32,8 +55,10 @@ std::optional<GivenValue> Context::TakeValue(size_t index) {
       OutOfMemory(argument.body->failure);
       return std::nullopt;
     }
-    if (argument.body->extent) {
-      value.bulk = std::move(argument.body->extent).Publish();
+    // Kept in the body: the command may have to be run again.
+    if (argument.body->extent) argument.body->value = std::move(argument.body->extent).Publish();
+    if (argument.body->value) {
+      value.bulk = argument.body->value.Share();
       return value;
     }
   }
@@ -44,7 +69,7 @@ std::optional<GivenValue> Context::TakeValue(size_t index) {
   }
   auto handle = tenant.Reserve(argument.size, now_ms);
   if (!handle) {
-    OutOfMemory(handle.error().message);
+    if (!WaitsForMemory(handle.error(), argument.size)) OutOfMemory(handle.error().message);
     return std::nullopt;
   }
   std::memcpy(handle->data(), argument.data, argument.size);
@@ -53,11 +78,13 @@ std::optional<GivenValue> Context::TakeValue(size_t index) {
 }
 
 std::string_view ValueBytes(const storage::Entry& entry) {
+  MOONPOOL_CHECK(!entry.has(storage::Entry::kOnSsd));
   if (!entry.has(storage::Entry::kBulk)) return entry.value();
   return {entry.bulk()->data(), entry.bulk()->length()};
 }
 
 uint64_t ValueLength(const storage::Entry& entry) {
+  if (entry.has(storage::Entry::kOnSsd)) return entry.place().length;
   return entry.has(storage::Entry::kBulk) ? entry.bulk()->length() : entry.value_bytes;
 }
 
@@ -78,36 +105,40 @@ storage::Entry* StoreValue(storage::Keyspace::Key& key, GivenValue value, bool k
   return key.Set(value.bytes, keep_expiry);
 }
 
-void ValueReplies::Whole(const storage::Entry* entry) {
-  if (entry == nullptr) {
+bool ValueReplies::Whole(const storage::Keyspace::Key& key, const storage::Entry* entry) {
+  storage::BulkValue* bulk = context_.BulkOf(entry);
+  if (bulk == nullptr && context_.WaitsFor(entry, key.hash())) return false;
+  if (entry == nullptr || (bulk == nullptr && !entry->is_inline())) {
     context_.loop.stats().keyspace_misses.Add();
     context_.reply.Null();
-    return;
+    return true;
   }
   context_.loop.stats().keyspace_hits.Add();
-  if (!entry->has(storage::Entry::kBulk)) {
+  if (bulk == nullptr) {
     context_.reply.Bulk(entry->value());
-    return;
+    return true;
   }
   Session* session = context_.connection.session();
   if (session != nullptr && session->redirect()) {
-    used_.push_back(storage::ValueRef::Share(entry->bulk()));
+    used_.push_back(storage::ValueRef::Share(bulk));
     session->Describe(context_, used_.back());
-    return;
+    return true;
   }
-  Part(*entry, 0, entry->bulk()->length());
+  Part(*entry, 0, bulk->length());
+  return true;
 }
 
 void ValueReplies::Part(const storage::Entry& entry, uint64_t offset, uint64_t length) {
-  if (!entry.has(storage::Entry::kBulk)) {
+  storage::BulkValue* bulk = context_.BulkOf(&entry);
+  if (bulk == nullptr) {
     context_.reply.Bulk(entry.value().substr(offset, length));
     return;
   }
-  used_.push_back(storage::ValueRef::Share(entry.bulk()));
+  used_.push_back(storage::ValueRef::Share(bulk));
   // Short pieces are copied: pinning and gathering costs more.
   constexpr uint64_t kCopyBelow = 4096;
   if (length < kCopyBelow) {
-    context_.reply.Bulk(ValueBytes(entry).substr(offset, length));
+    context_.reply.Bulk(std::string_view(bulk->data(), bulk->length()).substr(offset, length));
   } else {
     context_.reply.BulkValue(used_.back().Share(), offset, length);
   }
@@ -118,7 +149,9 @@ ValueReplies::~ValueReplies() {
   std::vector<storage::BulkValue*> values;
   values.reserve(used_.size());
   for (const storage::ValueRef& value : used_) values.push_back(value.get());
-  context_.keyspace().Touch(values);
+  if (context_.keyspace().Touch(values) > 0) {
+    context_.tenant.ReadAhead(values.back()->owner_hash());
+  }
 }
 
 ValueSnapshot::ValueSnapshot(const storage::Entry* entry) : exists_(entry != nullptr) {

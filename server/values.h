@@ -13,7 +13,7 @@
 
 namespace moonpool::server {
 
-// The bytes of an entry's value; valid while the stripe is locked.
+// The bytes of an entry's value, which is in memory; valid while the stripe is locked.
 std::string_view ValueBytes(const storage::Entry& entry);
 uint64_t ValueLength(const storage::Entry& entry);
 // Without a lease.
@@ -33,9 +33,10 @@ class ValueReplies {
   ValueReplies(const ValueReplies&) = delete;
   ValueReplies& operator=(const ValueReplies&) = delete;
 
-  // The whole value; null when `entry` is.  Counts a hit or a miss.
-  void Whole(const storage::Entry* entry);
-  // [offset, offset + length) of it.
+  // The whole value of `key`'s entry; null when `entry` is.  Counts a hit or a miss.  False: it must
+  // come up from the SSD first, the handler is to return and change nothing.
+  bool Whole(const storage::Keyspace::Key& key, const storage::Entry* entry);
+  // [offset, offset + length) of it.  REQUIRES: it is in memory, if only for this command.
   void Part(const storage::Entry& entry, uint64_t offset, uint64_t length);
 
  private:

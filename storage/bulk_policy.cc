@@ -35,20 +35,21 @@ void BulkPolicy::Change(MaxmemoryPolicy policy) {
   wants_batches_.store(false, std::memory_order_relaxed);
 }
 
-void BulkPolicy::Link(BulkValue* value, int64_t expiry_ms, uint16_t group) {
+void BulkPolicy::Link(BulkValue* value, int64_t expiry_ms, uint16_t group, bool cold) {
   MutexLock lock(mu_);
   if (value->in_policy) return;
   value->in_policy = true;
   value->key_hash = value->owner_hash();
   value->rank = static_cast<uint64_t>(expiry_ms);
   value->group = group;
-  policy_->Insert(value);
+  cold ? policy_->InsertCold(value) : policy_->Insert(value);
   if (!wants_batches() && policy_->WantsBatches()) {
     wants_batches_.store(true, std::memory_order_relaxed);
   }
 }
 
 void BulkPolicy::Unlink(BulkValue* value, bool evicted) {
+  if (evicted && value->TakeArrival() == BulkValue::Arrival::kAhead) read_ahead_.Wasted();
   MutexLock lock(mu_);
   if (!value->in_policy) return;
   value->in_policy = false;
@@ -63,11 +64,19 @@ void BulkPolicy::Replace(BulkValue* value, BulkValue* replacement) {
   policy_->Replace(value, replacement);
 }
 
-void BulkPolicy::Touch(std::span<BulkValue* const> values) {
-  MutexLock lock(mu_);
-  for (BulkValue* value : values) {
-    if (value->in_policy) policy_->Access(value);
+size_t BulkPolicy::Touch(std::span<BulkValue* const> values) {
+  size_t ahead = 0;
+  {
+    MutexLock lock(mu_);
+    for (BulkValue* value : values) {
+      const BulkValue::Arrival arrival = value->TakeArrival();
+      ahead += arrival == BulkValue::Arrival::kAhead ? 1 : 0;
+      // The read that a value came up for is not yet a reason to keep it.
+      if (arrival == BulkValue::Arrival::kNone && value->in_policy) policy_->Access(value);
+    }
   }
+  for (size_t i = 0; i < ahead; ++i) read_ahead_.Useful();
+  return ahead;
 }
 
 void BulkPolicy::NoteBatch(std::span<const uint64_t> key_hashes, BatchKind kind) {

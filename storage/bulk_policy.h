@@ -13,6 +13,7 @@
 #include "protocol/mutex.h"
 #include "storage/bulk_value.h"
 #include "storage/eviction_policy.h"
+#include "storage/read_ahead_window.h"
 
 namespace moonpool::storage {
 
@@ -45,13 +46,13 @@ class BulkPolicy {
 
   // `expiry_ms`: when the value's key expires, for the policies that look at it; 0: never.
   // Nothing when it is linked already.
-  // `group`: hash of the key's namespace.
-  void Link(BulkValue* value, int64_t expiry_ms, uint16_t group = 0);
+  // `group`: hash of the key's namespace.  `cold`: the next to go unless it is asked for again.
+  void Link(BulkValue* value, int64_t expiry_ms, uint16_t group = 0, bool cold = false);
   void Unlink(BulkValue* value, bool evicted);  // nothing when it is not linked
   void Replace(BulkValue* value, BulkValue* replacement);
   // Values just read, in order.  The caller holds a reference to each; one that was unlinked
-  // meanwhile is passed over.
-  void Touch(std::span<BulkValue* const> values);
+  // meanwhile is passed over.  Returns how many of them had been read ahead.
+  size_t Touch(std::span<BulkValue* const> values);
   // The keys of one command in their order, before its Link() and Touch().  Costs nothing while
   // the policy does not care or nothing was ever linked, or with a single key; whoever
   // would gather the hashes for this alone asks first.
@@ -59,12 +60,14 @@ class BulkPolicy {
   void NoteBatch(std::span<const uint64_t> key_hashes, BatchKind kind);
   // See EvictionPolicy::Successors.
   size_t Successors(uint64_t key_hash, std::span<uint64_t> out);
+  ReadAheadWindow& read_ahead() { return read_ahead_; }
 
   // The next victim, pinned; empty when there is none.  It stays linked.
   ValueRef Victim();
   void Spare(const ValueRef& value);
 
  private:
+  ReadAheadWindow read_ahead_;
   Mutex mu_;
   std::unique_ptr<EvictionPolicy> policy_ PT_GUARDED_BY(mu_);
   // What wants_batches() says: the policy does, and something was ever linked.

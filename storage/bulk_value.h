@@ -15,6 +15,7 @@
 #include <optional>
 #include <utility>
 
+#include "storage/entry.h"
 #include "storage/eviction_policy.h"
 #include "storage/region.h"
 
@@ -42,6 +43,23 @@ class BulkValue : public PolicyItem {
   // Hash of the key whose entry refers to this value; changes on RENAME.
   uint64_t owner_hash() const { return owner_hash_.load(std::memory_order_relaxed); }
   void set_owner_hash(uint64_t hash) { owner_hash_.store(hash, std::memory_order_relaxed); }
+  // Where the same bytes are on the SSD.  Under the lock of the owner's stripe.
+  const SsdPlace& place() const { return place_; }
+  void set_place(const SsdPlace& place) { place_ = place; }
+  // On its way to the SSD; false when it was already.
+  bool BeginDemotion() { return !demoting_.exchange(true, std::memory_order_relaxed); }
+  void EndDemotion() { demoting_.store(false, std::memory_order_relaxed); }
+  // How the value came from the SSD, until it is read for the first time.
+  enum class Arrival : uint8_t {
+    kNone,
+    kCold,   // for one reader: that read is no reason to keep it
+    kAhead,  // before anybody asked
+  };
+  void set_arrival(Arrival arrival) { arrival_.store(arrival, std::memory_order_relaxed); }
+  Arrival TakeArrival() {
+    if (arrival_.load(std::memory_order_relaxed) == Arrival::kNone) return Arrival::kNone;
+    return arrival_.exchange(Arrival::kNone, std::memory_order_relaxed);
+  }
   // More than the entry's own and the caller's: evicting the value would free nothing yet.
   uint32_t references() const { return references_.load(std::memory_order_relaxed); }
 
@@ -55,6 +73,9 @@ class BulkValue : public PolicyItem {
   Extent extent_;
   std::optional<uint32_t> crc_;
   std::atomic<uint64_t> owner_hash_{0};
+  SsdPlace place_;
+  std::atomic<bool> demoting_{false};
+  std::atomic<Arrival> arrival_{Arrival::kNone};
   BulkValue* next_alias_ = nullptr;  // further values showing the same extent (COPY)
 };
 

@@ -2,7 +2,8 @@
 //
 //   | Entry (16 B) | expiry, ms since 1970 (8 B, if kHasExpiry) | key | value |
 //
-// The value is the bytes themselves, or the BulkValue* that owns an extent (kBulk).
+// The value is the bytes themselves, the BulkValue* that owns an extent (kBulk), or where the bytes
+// are on the SSD (kOnSsd).
 // Threads: an entry is read and written under the lock of the stripe that holds it.
 #pragma once
 
@@ -17,15 +18,27 @@ namespace moonpool::storage {
 
 class BulkValue;
 
+// One version of a value on the SSD.  An id of 0: none.
+struct SsdPlace {
+  uint64_t id = 0;
+  uint64_t length : 56 = 0;       // bytes of the value
+  uint64_t chunk_shift : 8 = 0;   // it is stored in chunks of 2^chunk_shift bytes
+
+  explicit operator bool() const { return id != 0; }
+  uint32_t chunk_bytes() const { return uint32_t{1} << chunk_shift; }
+};
+static_assert(sizeof(SsdPlace) == 16);
+
 struct Entry {
   enum Flag : uint8_t {
     kHasExpiry = 1,
     kBulk = 2,
     kPinned = 4,  // the stripe's pin map says how
+    kOnSsd = 8,
   };
 
   uint32_t key_bytes;
-  uint32_t value_bytes;  // of the inline value, or sizeof(BulkValue*)
+  uint32_t value_bytes;  // of the inline value, or sizeof(BulkValue*), or sizeof(SsdPlace)
   uint32_t hash;         // the low half of the key's hash
   uint32_t access : 24;  // last access or use counter, see access_clock.h
   uint32_t flags : 8;
@@ -50,6 +63,8 @@ struct Entry {
   size_t bytes() const { return Bytes(key_bytes, value_bytes, flags); }
   size_t block_bytes() const { return HeapBlockBytes(bytes()); }
   bool has(Flag flag) const { return (flags & flag) != 0; }
+  // The value is in the block itself.
+  bool is_inline() const { return (flags & (kBulk | kOnSsd)) == 0; }
 
   std::string_view key() const { return {const_cast<Entry*>(this)->key_data(), key_bytes}; }
   std::string_view value() const { return {const_cast<Entry*>(this)->value_data(), value_bytes}; }
@@ -61,6 +76,13 @@ struct Entry {
     return value;
   }
   void set_bulk(BulkValue* value) { std::memcpy(value_data(), &value, sizeof(value)); }
+
+  SsdPlace place() const {
+    SsdPlace place;
+    std::memcpy(static_cast<void*>(&place), const_cast<Entry*>(this)->value_data(), sizeof(place));
+    return place;
+  }
+  void set_place(const SsdPlace& place) { std::memcpy(value_data(), &place, sizeof(place)); }
 
   int64_t expiry_ms() const {
     int64_t at;

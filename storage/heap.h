@@ -43,4 +43,9 @@ struct HeapStats {
 // Zeroes under a sanitizer.  Costs some microseconds; any thread.
 HeapStats ReadHeapStats();
 
+// From now on what the calling thread allocates is in huge pages, where the kernel makes them, and
+// stays with the process: for threads whose large buffers a disk fills or empties.  A megabyte in
+// one piece is twice as fast there as one in 256, each with an entry in the device's queue.
+void UseHugePages();
+
 }  // namespace moonpool::storage

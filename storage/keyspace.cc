@@ -138,8 +138,10 @@ std::unique_ptr<Keyspace::Cleared, Keyspace::DestroyCleared> Keyspace::Clear() {
     Account(stripe, static_cast<int64_t>(stripe.table.bytes()));
     stripe.expiring = 0;
     stripe.bulk_entries = 0;
+    stripe.ssd_entries = 0;
     stripe.pins.clear();
   }
+  if (log_ != nullptr) log_->EraseAll();
   hard_pinned_bytes_.store(0, std::memory_order_relaxed);
   UnlockAll();
   return cleared;

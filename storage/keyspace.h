@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -26,6 +27,7 @@
 #include "storage/bulk_value.h"
 #include "storage/hash.h"
 #include "storage/memory_budget.h"
+#include "storage/ssd_log.h"
 #include "storage/table.h"
 
 namespace moonpool::storage {
@@ -59,6 +61,7 @@ class Keyspace {
     uint64_t expire_cursor GUARDED_BY(mu) = 0;
     std::unordered_map<std::string, Pin> pins GUARDED_BY(mu);
     uint64_t bulk_entries GUARDED_BY(mu) = 0;
+    uint64_t ssd_entries GUARDED_BY(mu) = 0;   // those with their value on the SSD alone
     // While there are voids: hashes of keys written since, with the newest void at that time.
     std::unordered_map<uint64_t, uint64_t> written GUARDED_BY(mu);
   };
@@ -87,6 +90,10 @@ class Keyspace {
     // Erases the entry of a bulk value and hands the value out.
     // REQUIRES: Find() just returned an entry that is bulk.
     ValueRef TakeBulk();
+    // The same for a value on the SSD, which stays alive there: it goes on under another key, with
+    // SetOnSsd() before the locks are released.
+    SsdPlace TakePlace();
+    Entry* SetOnSsd(const SsdPlace& place, int64_t expiry_ms);
 
     // REQUIRES: Find() just returned an entry.  Return it, perhaps moved.
     Entry* SetExpiry(int64_t at_ms);
@@ -105,6 +112,7 @@ class Keyspace {
         : keyspace_(keyspace), stripe_(stripe), name_(name), hash_(hash), now_ms_(now_ms) {}
 
     Entry* Put(size_t value_bytes, uint8_t kind, bool keep_expiry);
+    void LogExpiry(const Entry& entry) const;
     Entry* SetFlags(Entry* entry, uint8_t flags);
 
     Keyspace* keyspace_ = nullptr;
@@ -140,11 +148,63 @@ class Keyspace {
   size_t ExpireSome(size_t buckets, int64_t now_ms);
   // Evicts the worst of a few sampled inline entries; returns the heap bytes freed, 0 when none
   // was found.  Soft pins hold unless `ignore_soft_pins`.
-  size_t EvictInline(int64_t now_ms, bool ignore_soft_pins);
-  // Evicts the entry that refers to `value`.  False when it is pinned or not there any more.
-  bool EvictBulk(const BulkValue& value, int64_t now_ms, bool ignore_soft_pins);
+  size_t EvictInline(int64_t now_ms, bool ignore_soft_pins) {
+    return EvictSampled(now_ms, ignore_soft_pins, false);
+  }
+  // The same for entries with their value on the SSD, which take little memory and lose much.
+  size_t EvictOnSsdForHeap(int64_t now_ms) { return EvictSampled(now_ms, true, true); }
+  // Evicts the entry that refers to `value`: drops it, unless it is on the SSD as well, where it
+  // then stays.
+  enum class Eviction {
+    kFreed,
+    kKept,   // pinned, or not there any more
+    kDirty,  // not on the SSD yet, and `drop` is false
+  };
+  Eviction EvictBulk(const BulkValue& value, int64_t now_ms, bool ignore_soft_pins, bool drop);
   // Lets the entry that refers to `value` refer to `moved` (the same bytes elsewhere).
   bool MoveBulk(const BulkValue& value, ValueRef moved);
+
+  // --- the SSD tier (keyspace_ssd.cc) ----------------------------------------------------------
+  // From now on changes of what is on the SSD are told to `log`, which must outlive the keyspace's
+  // use; null: there is no SSD tier.  Before anything else.
+  // `stored`, if given, is called with every large value that is stored, its stripe locked.
+  void AttachLog(SsdLog* log, std::function<void(BulkValue*)> stored = nullptr) {
+    log_ = log;
+    stored_ = std::move(stored);
+  }
+  // At the start: a version found on the SSD.
+  void Restore(std::string_view key, int64_t expiry_ms, const SsdPlace& place);
+  // The bytes of `value` are at `place` now: the entry that refers to it goes on without the memory,
+  // or, with `keep`, with both.  False when there is no such entry any more, or it has a place
+  // already: this one is free.
+  bool FinishDemotion(BulkValue& value, const SsdPlace& place, int64_t now_ms, bool keep);
+  // They could not be written: the value is evictable again.
+  void AbandonDemotion(BulkValue& value);
+  // The bytes at `place` are in memory: the entry that refers to them gets them.  False: gone.
+  bool FinishLoad(uint64_t hash, const SsdPlace& place, ValueRef value, BulkValue::Arrival arrival);
+  // The bytes at `place` cannot be read any more: the entry goes.  False: it had gone.
+  bool DropLost(uint64_t hash, const SsdPlace& place);
+  // Drops the worst of a few sampled values on the SSD; returns its length, 0 when none was found.
+  uint64_t EvictOnSsd(int64_t now_ms);
+  // Values on the SSD alone.
+  uint64_t OnSsdSize() const;
+  // For a clean stop, stripe by stripe (0 .. kStripes-1): large values that are in memory, with how
+  // recently (or often) they were used, larger is hotter; small ones.
+  struct InMemory {
+    ValueRef value;
+    uint64_t heat;
+  };
+  std::vector<InMemory> BulkValuesOf(size_t stripe, int64_t now_ms);
+  struct Small {
+    std::string key;
+    int64_t expiry_ms;
+    std::string value;
+  };
+  std::vector<Small> SmallValuesOf(size_t stripe, int64_t now_ms);
+  // Where the value is, if it is on the SSD too.
+  SsdPlace PlaceOf(const BulkValue& value);
+  // Where the value of a key with that hash is, if it is on the SSD alone.
+  SsdPlace PlaceOf(uint64_t hash);
 
   // KV.DROP: keys that match are gone when this returns, though their memory comes back as
   // SweepVoids() goes on; keys written later are not touched.  False: too many are being swept.
@@ -159,7 +219,8 @@ class Keyspace {
   LfuOptions lfu_options() const;
   void set_samples(uint32_t samples) { samples_.store(samples, std::memory_order_relaxed); }
 
-  void Touch(std::span<BulkValue* const> values) { bulk_policy_->Touch(values); }
+  // Returns how many of them had been read ahead.
+  size_t Touch(std::span<BulkValue* const> values) { return bulk_policy_->Touch(values); }
   // The keys of one command in their order, but for those of inline values; before Touch() and
   // before anything is stored.  Gather them only if somebody wants them.
   bool wants_batches() const { return bulk_policy_->wants_batches(); }
@@ -200,7 +261,16 @@ class Keyspace {
   // Takes the entry out and lets go of its value.
   void Remove(Stripe& stripe, uint64_t hash, Table::Slot slot, bool evicted) REQUIRES(stripe.mu);
   void LetGo(BulkValue* value);
-  void LinkBulk(const Entry& entry);
+  // The value an entry refers to goes for good: out of the policy, from the SSD.
+  void DropBulk(Stripe& stripe, const Entry& entry, bool evicted) REQUIRES(stripe.mu);
+  size_t EvictSampled(int64_t now_ms, bool ignore_soft_pins, bool on_ssd);
+  // The entry with room for `value_bytes` of another kind, in place where its block fits.
+  Entry* Resize(Stripe& stripe, Table::Slot slot, size_t value_bytes, uint8_t flags)
+      REQUIRES(stripe.mu);
+  Table::Slot FindOwner(Stripe& stripe, const BulkValue& value) REQUIRES(stripe.mu);
+  Table::Slot FindPlace(Stripe& stripe, uint64_t hash, const SsdPlace& place) REQUIRES(stripe.mu);
+  void KeepOnSsd(Stripe& stripe, Table::Slot slot, const SsdPlace& place) REQUIRES(stripe.mu);
+  void LinkBulk(const Entry& entry, bool cold = false);
   void DropPin(Stripe& stripe, std::string_view key) REQUIRES(stripe.mu);
   // Returns how many pins it had to look at.
   size_t DropPassedPins(Stripe& stripe, int64_t now_ms) REQUIRES(stripe.mu);
@@ -221,6 +291,8 @@ class Keyspace {
 
   MemoryBudget* const budget_;
   BulkPolicy* const bulk_policy_;
+  SsdLog* log_ = nullptr;
+  std::function<void(BulkValue*)> stored_;
   std::atomic<MaxmemoryPolicy> policy_;
   std::atomic<uint32_t> lfu_log_factor_{10};
   std::atomic<uint32_t> lfu_decay_minutes_{1};

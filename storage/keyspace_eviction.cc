@@ -17,7 +17,7 @@ bool Keyspace::Evictable(const Stripe& stripe, const Entry& entry, int64_t now_m
   return !pin->second.hard && ignore_soft_pins;
 }
 
-size_t Keyspace::EvictInline(int64_t now_ms, bool ignore_soft_pins) {
+size_t Keyspace::EvictSampled(int64_t now_ms, bool ignore_soft_pins, bool on_ssd) {
   const MaxmemoryPolicy policy = this->policy();
   const LfuOptions lfu = lfu_options();
   const uint32_t wanted = samples_.load(std::memory_order_relaxed);
@@ -50,7 +50,8 @@ size_t Keyspace::EvictInline(int64_t now_ms, bool ignore_soft_pins) {
     for (; tries > 0 && seen < wanted; --tries) {
       stripe.table.Sample(FastRandom(), [&](Entry* entry) {
         stripe.mu.AssertHeld();
-        if (entry->has(Entry::kBulk) || !Evictable(stripe, *entry, now_ms, ignore_soft_pins)) {
+        if (entry->has(Entry::kBulk) || entry->has(Entry::kOnSsd) != on_ssd ||
+            !Evictable(stripe, *entry, now_ms, ignore_soft_pins)) {
           return;
         }
         ++seen;
@@ -69,8 +70,9 @@ size_t Keyspace::EvictInline(int64_t now_ms, bool ignore_soft_pins) {
   };
   const auto candidates = [&](Stripe& stripe) {
     stripe.mu.AssertHeld();
-    return VolatileOnly(policy) ? stripe.expiring > 0
-                                : stripe.table.size() > stripe.bulk_entries;
+    if (VolatileOnly(policy) && stripe.expiring == 0) return false;
+    return on_ssd ? stripe.ssd_entries > 0
+                  : stripe.table.size() > stripe.bulk_entries + stripe.ssd_entries;
   };
   const uint64_t start = FastRandom();
   for (size_t i = 0; i < kStripes; ++i) {
@@ -84,32 +86,47 @@ size_t Keyspace::EvictInline(int64_t now_ms, bool ignore_soft_pins) {
   return 0;
 }
 
-bool Keyspace::EvictBulk(const BulkValue& value, int64_t now_ms, bool ignore_soft_pins) {
+Table::Slot Keyspace::FindOwner(Stripe& stripe, const BulkValue& value) {
+  return stripe.table.FindIf(value.owner_hash(), [&](const Entry& entry) {
+    return entry.has(Entry::kBulk) && entry.bulk() == &value;
+  });
+}
+
+Keyspace::Eviction Keyspace::EvictBulk(const BulkValue& value, int64_t now_ms,
+                                       bool ignore_soft_pins, bool drop) {
   const uint64_t hash = value.owner_hash();
   Stripe& stripe = StripeOf(hash);
   SpinLock lock(stripe.mu);
-  const Table::Slot slot = stripe.table.FindIf(hash, [&](const Entry& entry) {
-    return entry.has(Entry::kBulk) && entry.bulk() == &value;
-  });
-  if (!slot || !Evictable(stripe, *slot.entry(), now_ms, ignore_soft_pins)) return false;
+  const Table::Slot slot = FindOwner(stripe, value);
+  if (!slot || !Evictable(stripe, *slot.entry(), now_ms, ignore_soft_pins)) return Eviction::kKept;
+  Entry* entry = slot.entry();
+  const bool dead = entry->expired(now_ms) ||
+                    (any_void_.load(std::memory_order_relaxed) && Voided(stripe, entry->key(), hash));
+  if (log_ != nullptr && !dead) {
+    if (const SsdPlace place = value.place()) {
+      KeepOnSsd(stripe, slot, place);
+      return Eviction::kFreed;
+    }
+    if (!drop) return Eviction::kDirty;
+  }
   Remove(stripe, hash, slot, true);
-  return true;
+  return Eviction::kFreed;
 }
 
 bool Keyspace::MoveBulk(const BulkValue& value, ValueRef moved) {
   const uint64_t hash = value.owner_hash();
   Stripe& stripe = StripeOf(hash);
   SpinLock lock(stripe.mu);
-  const Table::Slot slot = stripe.table.FindIf(hash, [&](const Entry& entry) {
-    return entry.has(Entry::kBulk) && entry.bulk() == &value;
-  });
+  const Table::Slot slot = FindOwner(stripe, value);
   if (!slot) return false;
   Entry* entry = slot.entry();
   moved->set_owner_hash(hash);
+  moved->set_place(value.place());
   bulk_policy_->Replace(entry->bulk(), moved.get());
   LetGo(entry->bulk());
   budget_->AddLinked(static_cast<int64_t>(moved->policy_bytes));
   entry->set_bulk(moved.Release());
+  LinkBulk(*entry);  // one on its way to the SSD was not; this copy is not on its way
   return true;
 }
 

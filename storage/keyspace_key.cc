@@ -67,15 +67,25 @@ void Keyspace::Remove(Stripe& stripe, uint64_t hash, Table::Slot slot, bool evic
   Entry* entry = stripe.table.Erase(hash, slot);
   if (entry->has(Entry::kHasExpiry)) --stripe.expiring;
   if (entry->has(Entry::kPinned)) DropPin(stripe, entry->key());
-  if (entry->has(Entry::kBulk)) {
-    --stripe.bulk_entries;
-    bulk_policy_->Unlink(entry->bulk(), evicted);
-    LetGo(entry->bulk());
-  }
+  DropBulk(stripe, *entry, evicted);
   if (evicted) evicted_.fetch_add(1, std::memory_order_relaxed);
   Account(stripe, static_cast<int64_t>(stripe.table.bytes() - table_bytes) -
                       static_cast<int64_t>(entry->block_bytes()));
   Entry::Destroy(entry);
+}
+
+void Keyspace::DropBulk(Stripe& stripe, const Entry& entry, bool evicted) {
+  if (entry.has(Entry::kOnSsd)) {
+    --stripe.ssd_entries;
+    if (const SsdPlace place = entry.place()) log_->Erase(place);
+  }
+  if (!entry.has(Entry::kBulk)) return;
+  --stripe.bulk_entries;
+  BulkValue* value = entry.bulk();
+  if (const SsdPlace place = value->place()) log_->Erase(place);
+  value->set_place({});
+  bulk_policy_->Unlink(value, evicted);
+  LetGo(value);
 }
 
 // An entry's reference goes; others may keep the value alive for a while.
@@ -84,10 +94,10 @@ void Keyspace::LetGo(BulkValue* value) {
   ValueRef::Adopt(value).Reset();
 }
 
-void Keyspace::LinkBulk(const Entry& entry) {
+void Keyspace::LinkBulk(const Entry& entry, bool cold) {
   const bool expires = entry.has(Entry::kHasExpiry);
   if (VolatileOnly(policy()) && !expires) return;
-  bulk_policy_->Link(entry.bulk(), expires ? entry.expiry_ms() : 0, GroupOf(entry.key()));
+  bulk_policy_->Link(entry.bulk(), expires ? entry.expiry_ms() : 0, GroupOf(entry.key()), cold);
 }
 
 void Keyspace::DropPin(Stripe& stripe, std::string_view key) {
@@ -102,11 +112,35 @@ void Keyspace::DropPin(Stripe& stripe, std::string_view key) {
 void Keyspace::ResizePin(Stripe& stripe, const Entry& entry) {
   const auto pin = stripe.pins.find(std::string(entry.key()));
   if (pin == stripe.pins.end()) return;
-  const uint64_t bytes = entry.has(Entry::kBulk) ? entry.bulk()->length() : entry.value_bytes;
+  const uint64_t bytes = entry.has(Entry::kBulk)    ? entry.bulk()->length()
+                         : entry.has(Entry::kOnSsd) ? entry.place().length
+                                                    : entry.value_bytes;
   if (pin->second.hard) {
     hard_pinned_bytes_.fetch_add(bytes - pin->second.bytes, std::memory_order_relaxed);
   }
   pin->second.bytes = bytes;
+}
+
+Entry* Keyspace::Resize(Stripe& stripe, Table::Slot slot, size_t value_bytes, uint8_t flags) {
+  Entry* const old = slot.entry();
+  const size_t old_block = old->block_bytes();
+  const size_t bytes = Entry::Bytes(old->key_bytes, value_bytes, flags);
+  if (HeapBlockBytes(bytes) == old_block &&
+      (old->flags & Entry::kHasExpiry) == (flags & Entry::kHasExpiry)) {
+    old->flags = flags;
+    old->value_bytes = static_cast<uint32_t>(value_bytes);
+    return old;
+  }
+  Entry* entry = Entry::Create(old->key(), 0, value_bytes, flags);
+  entry->hash = old->hash;
+  entry->access = old->access;
+  if ((flags & Entry::kHasExpiry) != 0 && old->has(Entry::kHasExpiry)) {
+    entry->set_expiry_ms(old->expiry_ms());
+  }
+  stripe.table.Replace(slot, entry);
+  Entry::Destroy(old);
+  Account(stripe, static_cast<int64_t>(entry->block_bytes()) - static_cast<int64_t>(old_block));
+  return entry;
 }
 
 // --- Key -------------------------------------------------------------------------------------
@@ -140,38 +174,21 @@ Entry* Keyspace::Key::Put(size_t value_bytes, uint8_t kind, bool keep_expiry) {
     stripe.table.Insert(hash_, entry);
     slot_ = stripe.table.Find(hash_, name_);
     if (kind & Entry::kBulk) ++stripe.bulk_entries;
+    if (kind & Entry::kOnSsd) ++stripe.ssd_entries;
     keyspace_->Account(stripe, static_cast<int64_t>(stripe.table.bytes() - table_bytes) +
                                    static_cast<int64_t>(entry->block_bytes()));
     entry->access = LfuNew(now_ms_) & kAccessMask;
     keyspace_->RecordUse(*entry, now_ms_);
     return entry;
   }
-  if (old->has(Entry::kBulk)) {
-    --stripe.bulk_entries;
-    keyspace_->bulk_policy_->Unlink(old->bulk(), false);
-    keyspace_->LetGo(old->bulk());
-  }
+  keyspace_->DropBulk(stripe, *old, false);
   if (kind & Entry::kBulk) ++stripe.bulk_entries;
+  if (kind & Entry::kOnSsd) ++stripe.ssd_entries;
   const bool expiry = keep_expiry && old->has(Entry::kHasExpiry);
   if (old->has(Entry::kHasExpiry) && !expiry) --stripe.expiring;
   const auto flags = static_cast<uint8_t>(kind | (expiry ? Entry::kHasExpiry : 0) |
                                           (old->flags & Entry::kPinned));
-  const size_t old_block = old->block_bytes();
-  Entry* entry = old;
-  const size_t bytes = Entry::Bytes(name_.size(), value_bytes, flags);
-  if (HeapBlockBytes(bytes) == old_block &&
-      (old->flags & Entry::kHasExpiry) == (flags & Entry::kHasExpiry)) {
-    entry->flags = flags;
-    entry->value_bytes = static_cast<uint32_t>(value_bytes);
-  } else {
-    entry = Entry::Create(name_, hash_, value_bytes, flags);
-    entry->access = old->access;
-    if (expiry) entry->set_expiry_ms(old->expiry_ms());
-    stripe.table.Replace(slot_, entry);
-    Entry::Destroy(old);
-    keyspace_->Account(stripe, static_cast<int64_t>(entry->block_bytes()) -
-                                   static_cast<int64_t>(old_block));
-  }
+  Entry* entry = keyspace_->Resize(stripe, slot_, value_bytes, flags);
   keyspace_->RecordUse(*entry, now_ms_);
   return entry;
 }
@@ -197,6 +214,7 @@ Entry* Keyspace::Key::SetBulk(ValueRef value, bool keep_expiry) {
   entry->set_bulk(value.Release());
   keyspace_->LinkBulk(*entry);
   if (entry->has(Entry::kPinned)) keyspace_->ResizePin(*stripe_, *entry);
+  if (keyspace_->stored_) keyspace_->stored_(entry->bulk());
   return entry;
 }
 
@@ -210,7 +228,7 @@ bool Keyspace::Key::Erase() {
 ValueRef Keyspace::Key::TakeBulk() {
   stripe_->mu.AssertHeld();
   Entry* entry = slot_.entry();
-  ValueRef value = ValueRef::Share(entry->bulk());
+  ValueRef value = ValueRef::Share(entry->bulk());  // what is on the SSD does not go with it
   keyspace_->Remove(*stripe_, hash_, slot_, false);
   return value;
 }
@@ -240,6 +258,7 @@ Entry* Keyspace::Key::SetExpiry(int64_t at_ms) {
   if (!entry->has(Entry::kHasExpiry)) ++stripe_->expiring;
   entry = SetFlags(entry, static_cast<uint8_t>(entry->flags | Entry::kHasExpiry));
   entry->set_expiry_ms(at_ms);
+  LogExpiry(*entry);
   if (entry->has(Entry::kBulk) && VolatileOnly(keyspace_->policy())) {
     keyspace_->bulk_policy_->Unlink(entry->bulk(), false);
     keyspace_->LinkBulk(*entry);
@@ -253,6 +272,7 @@ Entry* Keyspace::Key::ClearExpiry() {
   if (!entry->has(Entry::kHasExpiry)) return entry;
   --stripe_->expiring;
   entry = SetFlags(entry, static_cast<uint8_t>(entry->flags & ~Entry::kHasExpiry));
+  LogExpiry(*entry);
   if (entry->has(Entry::kBulk) && VolatileOnly(keyspace_->policy())) {
     keyspace_->bulk_policy_->Unlink(entry->bulk(), false);
   }

@@ -81,6 +81,7 @@ bool Keyspace::AddVoid(std::string text, bool is_glob) {
   const bool room = voids_.size() < kMaxVoids;
   if (room) {
     voids_.push_back({++void_sequence_, std::move(text), is_glob});
+    if (log_ != nullptr) log_->PutVoid(void_sequence_, voids_.back().text, is_glob);
     any_void_.store(true, std::memory_order_relaxed);
   }
   UnlockAll();
@@ -127,7 +128,11 @@ bool Keyspace::SweepVoids(int64_t now_ms) {
   void_cursor_ = pass_done ? 0 : inner != 0 ? inner * kStripes + index : index + 1;
   if (!pass_done) return true;
   LockAll();
-  std::erase_if(voids_, [this](const Void& v) { return v.sequence <= void_pass_; });
+  std::erase_if(voids_, [this](const Void& v) {
+    if (v.sequence > void_pass_) return false;
+    if (log_ != nullptr) log_->EraseVoid(v.sequence);
+    return true;
+  });
   const bool more = !voids_.empty();
   if (!more) {
     any_void_.store(false, std::memory_order_relaxed);

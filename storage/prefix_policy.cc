@@ -196,8 +196,11 @@ size_t PrefixPolicy::Successors(uint64_t key_hash, std::span<uint64_t> out) cons
 // --- items ---------------------------------------------------------------------------------------
 
 void PrefixPolicy::Insert(PolicyItem* item, bool cold) {
-  NodeIndex index = nodes_.Find(item->key_hash);
-  if (index == kNoNode) index = nodes_.Add(item->key_hash);
+  // Another key with the same hash may be there: this one is then known by another number.
+  uint64_t hash = item->key_hash;
+  NodeIndex index;
+  while ((index = nodes_.Find(hash)) != kNoNode && nodes_[index].item != nullptr) ++hash;
+  if (index == kNoNode) index = nodes_.Add(hash);
   ChainNode& node = nodes_[index];
   node.group = static_cast<uint8_t>(item->group);
   node.size = static_cast<uint8_t>(

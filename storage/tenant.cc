@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <future>
 
 namespace moonpool::storage {
 
@@ -32,6 +33,18 @@ constexpr uint64_t kEvictionFloor = 64ull << 20;
 constexpr uint64_t kFinishFactor = 4;
 constexpr size_t kMostFinished = 4096;
 constexpr int64_t kFinishPauseMs = 100;
+// How long a value that comes up waits between two looks while write arenas are being emptied.
+constexpr int64_t kRetireMs = 5;
+
+int64_t UnixMs() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+tl::unexpected<Error> Busy() {
+  return Fail(ErrorCode::kBusy, "the SSD tier is slower than the writes");
+}
 
 uint64_t RoundToHugePages(uint64_t bytes) {
   return std::max<uint64_t>(bytes / kHugePageBytes, 1) * kHugePageBytes;
@@ -70,6 +83,48 @@ Result<std::unique_ptr<Tenant>> Tenant::Create(const TenantOptions& options) {
 
 Tenant::~Tenant() = default;
 
+Status Tenant::OpenSsd(const SsdTierOptions& options, int64_t now_ms) {
+  auto tier = SsdTier::Open(
+      options, *keyspace_,
+      [this, wait_ms = options.wait_ms](uint64_t length, bool wait) {
+        return ReserveAndWait(length, wait ? wait_ms : 0);
+      },
+      [this](uint64_t bytes) { memory_queue_.Freed(bytes); }, now_ms);
+  if (!tier) return tl::unexpected<Error>(std::move(tier.error()));
+  ssd_ = std::move(*tier);
+  return {};
+}
+
+void Tenant::ReadAhead(uint64_t hash) {
+  uint64_t next[ReadAheadWindow::kMost];
+  const size_t window = bulk_policy_.read_ahead().size();
+  if (ssd_ == nullptr || window == 0) return;
+  const size_t found = bulk_policy_.Successors(hash, std::span(next).first(window));
+  for (size_t i = 0; i < found; ++i) {
+    if (const SsdPlace place = keyspace_->PlaceOf(next[i])) {
+      ssd_->Load(next[i], place, SsdTier::Why::kAhead, nullptr);
+    }
+  }
+}
+
+Result<WriteHandle> Tenant::ReserveAndWait(uint64_t length, int64_t wait_ms) {
+  const int64_t until_ms = UnixMs() + wait_ms;
+  for (bool again = false;; again = true) {
+    auto handle = Reserve(length, UnixMs());
+    const int64_t now_ms = UnixMs();
+    if (handle || now_ms >= until_ms || !pool_->CouldHold(length) ||
+        keyspace_->policy() == MaxmemoryPolicy::kNoEviction) {
+      return handle;
+    }
+    // Not busy: what was evicted was in write arenas, and comes back when upkeep has retired one.
+    const bool busy = handle.error().code == ErrorCode::kBusy;
+    const int64_t wake_ms = busy ? until_ms : std::min(until_ms, now_ms + kRetireMs);
+    const auto woken = std::make_shared<std::promise<void>>();
+    memory_queue_.Wait(length, wake_ms, again, [woken] { woken->set_value(); });
+    woken->get_future().wait_for(std::chrono::milliseconds(wake_ms - now_ms));
+  }
+}
+
 Result<WriteHandle> Tenant::Reserve(uint64_t length, int64_t now_ms) {
   return ReserveWith(kNoSession, length, now_ms);
 }
@@ -91,9 +146,13 @@ Result<WriteHandle> Tenant::ReserveWith(SessionId session, uint64_t length, int6
   }
   const uint64_t most = std::max(length * kEvictionFactor, kEvictionFloor);
   for (uint64_t evicted = 0; evicted < most;) {
+    if (coming_bytes() >= length) return Busy();
     const bool finished = evicted >= kFinishFactor * length && FinishDraining(now_ms);
     const uint64_t bytes = finished ? 0 : EvictOneBulk(now_ms);
-    if (!finished && bytes == 0 && !FinishDraining(now_ms)) break;
+    if (!finished && bytes == 0 && !FinishDraining(now_ms)) {
+      if (coming_bytes() > 0) return Busy();
+      break;
+    }
     evicted += bytes;
     handle = reserve();
     if (handle || handle.error().code != ErrorCode::kOutOfMemory) return handle;
@@ -106,9 +165,7 @@ bool Tenant::FinishDraining(int64_t now_ms) {
       now_ms < finish_draining_after_ms_.load(std::memory_order_relaxed)) {
     return false;
   }
-  for (const ValueRef& value : pool_->NearlyDrained(kMostFinished)) {
-    keyspace_->EvictBulk(*value, now_ms, true);
-  }
+  for (const ValueRef& value : pool_->NearlyDrained(kMostFinished)) Evict(value, now_ms, true);
   const bool given_up = pool_->GiveUpEmpty();
   if (!given_up) {
     finish_draining_after_ms_.store(now_ms + kFinishPauseMs, std::memory_order_relaxed);
@@ -117,8 +174,8 @@ bool Tenant::FinishDraining(int64_t now_ms) {
 }
 
 bool Tenant::EvictToLimit(int64_t now_ms) {
-  while (budget_.used_bytes() > budget_.limit()) {
-    if (EvictOne(now_ms) == 0) return false;
+  while (budget_.used_bytes() > budget_.limit() + coming_bytes()) {
+    if (EvictOne(now_ms) == 0) return coming_bytes() > 0;
   }
   return true;
 }
@@ -143,10 +200,22 @@ uint64_t Tenant::EvictOne(int64_t now_ms) {
                          std::memory_order_relaxed);
     return bytes;
   };
-  const bool bulk_first = extent > 0 && bulk_gave_.load(std::memory_order_relaxed) <= 0;
-  const uint64_t bytes = bulk_first ? evict_bulk() : evict_inline();
-  if (bytes > 0) return bytes;
-  return bulk_first ? evict_inline() : evict_bulk();
+  uint64_t bytes;
+  if (ssd_ != nullptr && extent > heap) {
+    // Large values are not lost, small ones are.
+    bytes = evict_bulk();
+    if (bytes == 0 && coming_bytes() == 0) bytes = evict_inline();
+  } else {
+    const bool bulk_first = extent > 0 && bulk_gave_.load(std::memory_order_relaxed) <= 0;
+    bytes = bulk_first ? evict_bulk() : evict_inline();
+    if (bytes == 0) bytes = bulk_first ? evict_inline() : evict_bulk();
+  }
+  // Values on the SSD take little memory: they go when nothing else is left, now or soon, and it is
+  // keys that memory is full of.
+  if (bytes == 0 && ssd_ != nullptr && coming_bytes() == 0 && heap > extent) {
+    bytes = keyspace_->EvictOnSsdForHeap(now_ms);
+  }
+  return bytes;
 }
 
 uint64_t Tenant::EvictOneBulk(int64_t now_ms) {
@@ -157,6 +226,31 @@ uint64_t Tenant::EvictOneBulk(int64_t now_ms) {
   return 0;
 }
 
+Tenant::Outcome Tenant::Evict(const ValueRef& value, int64_t now_ms, bool ignore_soft_pins) {
+  using Eviction = Keyspace::Eviction;
+  const auto try_to = [&](bool drop) {
+    return keyspace_->EvictBulk(*value, now_ms, ignore_soft_pins, drop);
+  };
+  Eviction evicted = try_to(ssd_ == nullptr);
+  if (evicted == Eviction::kDirty) {
+    if (ssd_->Full(value->length())) return Outcome::kWait;
+    // Out of the policy first: the value may be on the SSD before Demote() returns.
+    bulk_policy_.Unlink(value.get(), true);
+    switch (ssd_->Demote(value.Share())) {
+      case SsdTier::Taken::kYes:
+        return Outcome::kComing;
+      case SsdTier::Taken::kFull:
+        keyspace_->AbandonDemotion(*value);
+        return Outcome::kWait;
+      case SsdTier::Taken::kRefused:
+        evicted = try_to(true);
+        if (evicted == Eviction::kKept) keyspace_->AbandonDemotion(*value);
+        break;
+    }
+  }
+  return evicted == Eviction::kFreed ? Outcome::kFreed : Outcome::kKept;
+}
+
 uint64_t Tenant::EvictOneBulk(int64_t now_ms, Mercy mercy) {
   const BulkValue* first_spared = nullptr;
   for (int i = 0; i < kVictimsPerRound; ++i) {
@@ -164,9 +258,10 @@ uint64_t Tenant::EvictOneBulk(int64_t now_ms, Mercy mercy) {
     if (!victim || victim.get() == first_spared) return 0;  // none, or once round
     const uint64_t bytes = ExtentAllocator::RoundUp(victim->length());
     const bool held = victim->references() > 2;
-    if ((!held || mercy != Mercy::kHeldAndPinned) &&
-        keyspace_->EvictBulk(*victim, now_ms, mercy == Mercy::kNone)) {
-      return bytes;
+    if (!held || mercy != Mercy::kHeldAndPinned) {
+      const Outcome outcome = Evict(victim, now_ms, mercy == Mercy::kNone);
+      if (outcome == Outcome::kWait) return 0;
+      if (outcome != Outcome::kKept) return bytes;
     }
     if (first_spared == nullptr) first_spared = victim.get();
     bulk_policy_.Spare(victim);
@@ -182,7 +277,9 @@ void Tenant::SetWatermarks(double high, double evict_ratio) {
 bool Tenant::EvictAboveWatermark(int64_t now_ms) {
   const double limit = static_cast<double>(budget_.limit());
   const double high = high_watermark_.load(std::memory_order_relaxed);
-  const auto used = [&] { return static_cast<double>(budget_.used_bytes()); };
+  const auto used = [&] {
+    return static_cast<double>(budget_.used_bytes()) - static_cast<double>(coming_bytes());
+  };
   if (used() > high * limit) evicting_ = true;
   const double low = (high - evict_ratio_.load(std::memory_order_relaxed)) * limit;
   for (int i = 0; evicting_ && i < kEvictionsPerSlice; ++i) {
@@ -201,7 +298,7 @@ bool Tenant::DrainSome(int64_t now_ms) {
       ValueRef moved = std::move(*target).Publish(value->crc());
       progress |= keyspace_->MoveBulk(*value, std::move(moved));
     } else {
-      progress |= keyspace_->EvictBulk(*value, now_ms, true);
+      progress |= Evict(value, now_ms, true) == Outcome::kFreed;
     }
   }
   return progress;
@@ -217,10 +314,23 @@ bool Tenant::Maintain(int64_t now_ms) {
   return pool_->Maintain(more ? kHugePageBytes : ExtentPool::kPopulateSlice) || more;
 }
 
+bool Tenant::MaintainSsd(int64_t now_ms) {
+  memory_queue_.Tick(now_ms);
+  if (ssd_ == nullptr) return false;
+  ssd_->WarmUp([this] {
+    const double low = (high_watermark_.load(std::memory_order_relaxed) -
+                        evict_ratio_.load(std::memory_order_relaxed)) *
+                       static_cast<double>(budget_.limit());
+    return static_cast<double>(budget_.used_bytes()) < low;
+  });
+  return ssd_->Maintain(now_ms);
+}
+
 bool Tenant::MaintainOnce(int64_t now_ms) {
   bool more = keyspace_->ExpireSome(kExpireBucketsPerSlice, now_ms) >= kExpireBucketsPerSlice;
   more |= keyspace_->SweepVoids(now_ms);
   more |= EvictAboveWatermark(now_ms);
+  more |= MaintainSsd(now_ms);
   // Heap and regions together are over the limit, or a reservation found no room to grow: turn a
   // region's memory to other use.  Emptying a full shared region would not help the latter.
   const bool over = budget_.region_bytes() + budget_.inline_bytes() > budget_.limit();

@@ -15,6 +15,8 @@
 #include "storage/extent_pool.h"
 #include "storage/keyspace.h"
 #include "storage/memory_budget.h"
+#include "storage/memory_queue.h"
+#include "storage/ssd_tier.h"
 
 namespace moonpool::storage {
 
@@ -40,10 +42,26 @@ class Tenant {
   const MemoryBudget& budget() const { return budget_; }
   MemoryBudget& budget() { return budget_; }
 
+  // Opens the SSD tier and fills the keyspace with what is on it.  At the start, before anything
+  // else uses the tenant.
+  Status OpenSsd(const SsdTierOptions& options, int64_t now_ms);
+  // Ends it; nobody else uses the tenant any more.
+  void CloseSsd() { ssd_.reset(); }
+  // Null: there is none.
+  SsdTier* ssd() { return ssd_.get(); }
+
+  // Somebody reads along a chain and has come to this key: what follows it on the SSD begins to
+  // come up.
+  void ReadAhead(uint64_t hash);
+  ReadAheadWindow& read_ahead() { return bulk_policy_.read_ahead(); }
+
   // Extents for a value of `length` bytes; evicts to make room.  kOutOfMemory: nothing is
-  // evictable, or the value fits into no region.
+  // evictable, or the value fits into no region.  kBusy: values must reach the SSD first; wait in
+  // memory_queue() and try again.
   Result<WriteHandle> Reserve(uint64_t length, int64_t now_ms);
   Result<WriteHandle> ReserveInArena(SessionId session, uint64_t length, int64_t now_ms);
+
+  MemoryQueue& memory_queue() { return memory_queue_; }
 
   // Before a command that may take heap memory.  False: over the quota, nothing evictable.
   bool MakeRoom(int64_t now_ms) {
@@ -77,15 +95,27 @@ class Tenant {
   enum class Mercy { kHeldAndPinned, kPinned, kNone };  // what a round of eviction spares
 
   explicit Tenant(const TenantOptions& options);
+  // What came of trying to evict a value.
+  enum class Outcome {
+    kFreed,
+    kComing,  // it is on its way to the SSD
+    kKept,    // pinned, or gone
+    kWait,    // too many are on their way
+  };
+  Outcome Evict(const ValueRef& value, int64_t now_ms, bool ignore_soft_pins);
+  // For the tier's own threads.
+  Result<WriteHandle> ReserveAndWait(uint64_t length, int64_t wait_ms);
+  uint64_t coming_bytes() const { return ssd_ != nullptr ? ssd_->queued_bytes() : 0; }
   Result<WriteHandle> ReserveWith(SessionId session, uint64_t length, int64_t now_ms);
   bool EvictToLimit(int64_t now_ms);
-  // Evicts one value or a handful of entries; returns the bytes that will come back, 0: nothing
-  // is evictable.
+  // Evicts one value or a handful of entries; returns the bytes that will come back, now or when
+  // they are on the SSD; 0: nothing is evictable, or too much is on its way.
   uint64_t EvictOne(int64_t now_ms);
   uint64_t EvictOneBulk(int64_t now_ms);
   uint64_t EvictOneBulk(int64_t now_ms, Mercy mercy);
   bool MaintainOnce(int64_t now_ms);
   bool EvictAboveWatermark(int64_t now_ms);
+  bool MaintainSsd(int64_t now_ms);
   bool DrainSome(int64_t now_ms);
   // Evicts what is left in a draining region and gives the region up; false: none could be.
   bool FinishDraining(int64_t now_ms);
@@ -102,6 +132,8 @@ class Tenant {
   BulkPolicy bulk_policy_;
   std::unique_ptr<ExtentPool> pool_;
   std::unique_ptr<Keyspace> keyspace_;  // its values must go before the pool
+  MemoryQueue memory_queue_;
+  std::unique_ptr<SsdTier> ssd_;
 };
 
 }  // namespace moonpool::storage

@@ -205,7 +205,7 @@ TEST(KeyspaceBulkEvictionTest, TheVictimIsTheKeyThatWasUsedLongestAgo) {
     const ValueRef victim = store.bulk_policy.Victim();
     ASSERT_TRUE(victim);
     EXPECT_EQ(victim->owner_hash(), HashKey(Name(expected)));
-    ASSERT_TRUE(store.keyspace.EvictBulk(*victim, 1, false));
+    ASSERT_TRUE(Evicted(store.keyspace, *victim, 1, false));
     EXPECT_FALSE(store.Has(Name(expected)));
   }
   EXPECT_FALSE(store.bulk_policy.Victim());
@@ -219,13 +219,13 @@ TEST(KeyspaceBulkEvictionTest, PinsAreRespected) {
   store.SetPin("soft", {.until_ms = 0, .hard = false});
   ValueRef hard = store.bulk_policy.Victim();
   ASSERT_EQ(hard->owner_hash(), HashKey("hard"));
-  EXPECT_FALSE(store.keyspace.EvictBulk(*hard, 1, true));
+  EXPECT_FALSE(Evicted(store.keyspace, *hard, 1, true));
   store.bulk_policy.Spare(hard);
   ValueRef soft = store.bulk_policy.Victim();
   ASSERT_EQ(soft->owner_hash(), HashKey("soft"));
-  EXPECT_FALSE(store.keyspace.EvictBulk(*soft, 1, false));
-  EXPECT_TRUE(store.keyspace.EvictBulk(*soft, 1, true));
-  EXPECT_FALSE(store.keyspace.EvictBulk(*soft, 1, true));  // it is gone
+  EXPECT_FALSE(Evicted(store.keyspace, *soft, 1, false));
+  EXPECT_TRUE(Evicted(store.keyspace, *soft, 1, true));
+  EXPECT_FALSE(Evicted(store.keyspace, *soft, 1, true));  // it is gone
 }
 
 TEST(KeyspaceBulkEvictionTest, UnderVolatilePoliciesOnlyValuesWithAnExpiryAreVictims) {

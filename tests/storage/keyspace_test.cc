@@ -314,7 +314,7 @@ TEST(KeyspaceTest, MoveBulkSwapsTheBytesUnderneath) {
   // The policy follows: the new value is its victim.
   EXPECT_NE(store.bulk_policy.Victim().get(), old.get());
   EXPECT_FALSE(store.keyspace.MoveBulk(*old, MakeBulk(*store.pool, BytesOf(*old))));
-  EXPECT_FALSE(store.keyspace.EvictBulk(*old, 1, true));
+  EXPECT_FALSE(Evicted(store.keyspace, *old, 1, true));
 }
 
 TEST(KeyspaceTest, HashesSpreadOverStripesAndBuckets) {
@@ -749,7 +749,7 @@ class Model {
     const bool ignore = random_.Chance(0.5);
     const ValueRef victim = store_.bulk_policy.Victim();
     if (!victim) return;
-    if (store_.keyspace.EvictBulk(*victim, now_ms_, ignore)) {
+    if (Evicted(store_.keyspace, *victim, now_ms_, ignore)) {
       FindEvicted(true, ignore);
     } else {
       store_.bulk_policy.Spare(victim);

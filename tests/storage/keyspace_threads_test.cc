@@ -159,7 +159,7 @@ TEST(KeyspaceThreadsTest, EverythingAtOnce) {
       if (ValueRef victim = store.bulk_policy.Victim()) {
         switch (random.Below(3)) {
           case 0:
-            evicted += keyspace.EvictBulk(*victim, now, random.Chance(0.5));
+            evicted += Evicted(keyspace, *victim, now, random.Chance(0.5));
             break;
           case 1:
             if (ValueRef moved = MakeBulk(*store.pool, BytesOf(*victim))) {

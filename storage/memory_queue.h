@@ -1,0 +1,41 @@
+// Who waits for memory that eviction will free, first come, first served.
+//
+// Threads: any; mu_ is a leaf, released before anybody is called.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <functional>
+
+#include "protocol/mutex.h"
+
+namespace moonpool::storage {
+
+class MemoryQueue {
+ public:
+  // Calls, on another thread or at once, when it is worth to try again: memory for those in front
+  // and for `bytes` came free, or `until_ms` (Unix) has passed.  `again`: it tried in vain, and
+  // keeps its place at the head.
+  void Wait(uint64_t bytes, int64_t until_ms, bool again, std::function<void()> call);
+  // Memory came free.
+  void Freed(uint64_t bytes);
+  // Now and then: calls the first, in case memory came free unseen, and those whose time is over.
+  void Tick(int64_t now_ms);
+
+  bool empty() const { return size_.load(std::memory_order_relaxed) == 0; }
+  size_t size() const { return size_.load(std::memory_order_relaxed); }
+
+ private:
+  struct Waiting {
+    uint64_t bytes;
+    int64_t until_ms;
+    std::function<void()> call;
+  };
+
+  Mutex mu_;
+  std::deque<Waiting> waiting_ GUARDED_BY(mu_);
+  std::atomic<size_t> size_{0};
+};
+
+}  // namespace moonpool::storage

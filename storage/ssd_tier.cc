@@ -1,0 +1,505 @@
+#include "storage/ssd_tier.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <unordered_map>
+#include <utility>
+
+#include "storage/extent_allocator.h"
+#include "storage/heap.h"
+
+namespace moonpool::storage {
+
+namespace {
+
+// How long a disk that failed is left alone: doubled each time.
+constexpr int64_t kFirstPauseMs = 100;
+constexpr int kMaxDoublings = 6;
+// How long the writer waits for work before it looks after garbage.
+constexpr std::chrono::milliseconds kIdle{50};
+// Values written between two looks at the garbage.
+constexpr int kWritesPerCollection = 64;
+constexpr int kEvictionsPerSlice = 256;
+// Values brought up ahead at a time after a restart.
+constexpr size_t kWarmUpAhead = 4;
+
+int64_t MonotonicMs() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+int64_t UnixMs() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+uint64_t MicrosecondsSince(std::chrono::steady_clock::time_point start) {
+  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(
+                                   std::chrono::steady_clock::now() - start)
+                                   .count());
+}
+
+SsdPlace PlaceAt(uint64_t id, uint64_t length, uint32_t chunk_bytes) {
+  SsdPlace place;
+  place.id = id;
+  place.length = length & ((uint64_t{1} << 56) - 1);
+  place.chunk_shift = static_cast<uint8_t>(std::bit_width(chunk_bytes) - 1);
+  return place;
+}
+
+uint32_t ChunksOf(const SsdPlace& place) {
+  return static_cast<uint32_t>((place.length + place.chunk_bytes() - 1) / place.chunk_bytes());
+}
+
+}  // namespace
+
+// One value on its way up.
+struct SsdTier::Job {
+  uint64_t hash = 0;
+  SsdPlace place;
+  std::chrono::steady_clock::time_point start;
+  WriteHandle target;
+  std::atomic<uint32_t> chunks_left{0};
+  std::atomic<bool> lost{false};
+  std::atomic<LoadError> error{LoadError::kNone};
+  Why why = Why::kAhead;           // under the tier's mutex, like the calls
+  std::vector<OnLoaded> calls;
+};
+
+SsdTier::SsdTier(const SsdTierOptions& options, Keyspace& keyspace, Reserve reserve,
+                 std::function<void(uint64_t)> freed)
+    : options_(options),
+      keyspace_(keyspace),
+      reserve_(std::move(reserve)),
+      freed_(std::move(freed)),
+      capacity_(options.capacity_bytes),
+      seen_(new std::atomic<uint32_t>[kSeen]()) {}
+
+Result<std::unique_ptr<SsdTier>> SsdTier::Open(const SsdTierOptions& options, Keyspace& keyspace,
+                                               Reserve reserve,
+                                               std::function<void(uint64_t)> freed,
+                                               int64_t now_ms) {
+  std::unique_ptr<SsdTier> tier(
+      new SsdTier(options, keyspace, std::move(reserve), std::move(freed)));
+  if (auto recovered = tier->Recover(now_ms); !recovered) {
+    keyspace.AttachLog(nullptr);
+    return tl::unexpected<Error>(std::move(recovered.error()));
+  }
+  SsdTier* const self = tier.get();
+  tier->threads_.emplace_back([self] { self->Write(); });
+  pthread_setname_np(tier->threads_.back().native_handle(), "ssd-writer");
+  tier->threads_.emplace_back([self] { self->Heal(); });
+  pthread_setname_np(tier->threads_.back().native_handle(), "ssd-heal");
+  for (int i = 0; i < options.readers; ++i) {
+    tier->threads_.emplace_back([self] { self->Read(); });
+    pthread_setname_np(tier->threads_.back().native_handle(), "ssd-reader");
+  }
+  return tier;
+}
+
+Status SsdTier::Recover(int64_t now_ms) {
+  auto store = SsdStore::Open(options_.store);
+  if (!store) return tl::unexpected<Error>(std::move(store.error()));
+  store_ = std::move(*store);
+  log_ = std::make_unique<SsdLog>(*store_);
+  keyspace_.AttachLog(log_.get());
+  std::unordered_map<uint64_t, size_t> rank;
+  const auto note_hot = [&](const SsdRecord& record, const SsdPlace& place) {
+    if (hot_.empty()) {
+      for (const uint64_t id : store_->hot()) rank.emplace(id, rank.size());
+      hot_.resize(rank.size());
+    }
+    if (const auto hot = rank.find(record.id); hot != rank.end()) {
+      hot_[hot->second] = {HashKey(record.key), place};
+    }
+  };
+  auto recovery = store_->Recover(
+      now_ms,
+      [&](const SsdRecord& record) {
+        const SsdPlace place = PlaceAt(record.id, record.length, record.chunk_bytes);
+        keyspace_.Restore(record.key, record.expiry_ms, place);
+        note_hot(record, place);
+      },
+      [&](std::string_view key, int64_t expiry_ms, std::string_view value) {
+        KeyLock lock(keyspace_, key, HashKey(key), now_ms);
+        lock.key.Set(value);
+        if (expiry_ms != 0) lock.key.SetExpiry(expiry_ms);
+      });
+  if (!recovery) return tl::unexpected<Error>(std::move(recovery.error()));
+  recovery_ = *recovery;
+  std::erase_if(hot_, [](const Hot& hot) { return !hot.place; });
+  std::reverse(hot_.begin(), hot_.end());  // taken from the back
+  if (options_.write_through) {
+    // One for which the queue has no room goes down when it is evicted.
+    keyspace_.AttachLog(log_.get(), [this](BulkValue* value) {
+      static_cast<void>(Demote(ValueRef::Share(value), true));
+    });
+  }
+  return {};
+}
+
+SsdTier::~SsdTier() {
+  {
+    MutexLock lock(mu_);
+    stop_ = true;
+  }
+  down_changed_.NotifyAll();
+  up_changed_.NotifyAll();
+  stopped_.NotifyAll();
+  for (std::thread& thread : threads_) thread.join();
+  for (auto& [id, job] : jobs_) {
+    for (OnLoaded& call : job->calls) call({ValueRef(), LoadError::kDisk});
+  }
+  keyspace_.AttachLog(nullptr);
+}
+
+// --- failures --------------------------------------------------------------------------------
+
+void SsdTier::Failed(const Error& error) {
+  const int failures = failures_.fetch_add(1, std::memory_order_relaxed);
+  const int64_t pause = kFirstPauseMs << std::min(failures, kMaxDoublings);
+  failing_until_ms_.store(MonotonicMs() + pause, std::memory_order_relaxed);
+  MutexLock lock(mu_);
+  last_error_ = error.message;
+  if (options_.store.note && failures == 0) options_.store.note("SSD tier: " + error.message);
+}
+
+void SsdTier::Heal() {
+  for (;;) {
+    {
+      MutexLock lock(mu_);
+      if (!stop_) stopped_.WaitFor(mu_, std::chrono::milliseconds(kFirstPauseMs));
+      if (stop_) return;
+    }
+    if (const Status health = store_->Health(); !health) {
+      Failed(health.error());
+      if (store_->Resume()) failures_.store(0, std::memory_order_relaxed);
+    }
+  }
+}
+
+// --- down ------------------------------------------------------------------------------------
+
+SsdTier::Taken SsdTier::Demote(ValueRef value, bool keep) {
+  const uint64_t bytes = ExtentAllocator::RoundUp(value->length());
+  const bool full = log_->live_bytes() + queued_bytes() + value->length() >
+                    capacity_.load(std::memory_order_relaxed);
+  if (full || log_->failing() ||
+      MonotonicMs() < failing_until_ms_.load(std::memory_order_relaxed)) {
+    if (!keep) counters_.drops_refused.fetch_add(1, std::memory_order_relaxed);
+    return Taken::kRefused;
+  }
+  if (Full(value->length()) || !value->BeginDemotion()) return Taken::kFull;
+  queued_bytes_.fetch_add(bytes, std::memory_order_relaxed);
+  {
+    MutexLock lock(mu_);
+    down_.push_back({std::move(value), keep});
+  }
+  down_changed_.NotifyOne();
+  return Taken::kYes;
+}
+
+void SsdTier::Write() {
+  int written = 0;
+  for (;;) {
+    Down down;
+    {
+      MutexLock lock(mu_);
+      if (down_.empty() && !stop_) down_changed_.WaitFor(mu_, kIdle);
+      if (stop_) return;
+      writing_ = !down_.empty();
+      if (writing_) {
+        down = std::move(down_.front());
+        down_.pop_front();
+      }
+    }
+    if (down.value) {
+      WriteOne(down);
+      down.value.Reset();
+    }
+    if (!down.value || ++written % kWritesPerCollection == 0) store_->CollectGarbage();
+    MutexLock lock(mu_);
+    writing_ = false;
+    if (down_.empty()) idle_.NotifyAll();
+  }
+}
+
+void SsdTier::WriteOne(Down& down) {
+  BulkValue& value = *down.value;
+  const uint64_t bytes = ExtentAllocator::RoundUp(value.length());
+  const auto start = std::chrono::steady_clock::now();
+  const SsdPlace place =
+      PlaceAt(store_->NextId(), value.length(), options_.store.chunk_bytes);
+  const Status written = store_->WritePayload(place.id, {value.data(), value.length()});
+  bool freed = false;
+  if (!written) {
+    counters_.write_errors.fetch_add(1, std::memory_order_relaxed);
+    Failed(written.error());
+    if (!down.keep) keyspace_.AbandonDemotion(value);
+  } else {
+    failures_.store(0, std::memory_order_relaxed);
+    demote_us_.Add(MicrosecondsSince(start));
+    if (keyspace_.FinishDemotion(value, place, UnixMs(), down.keep)) {
+      counters_.demotions.fetch_add(1, std::memory_order_relaxed);
+      counters_.demoted_bytes.fetch_add(value.length(), std::memory_order_relaxed);
+      freed = !down.keep;
+    } else {
+      counters_.abandoned.fetch_add(1, std::memory_order_relaxed);
+      store_->DropPayload(place.id, place.length, place.chunk_bytes());
+      freed = true;
+    }
+  }
+  value.EndDemotion();
+  down.value.Reset();
+  queued_bytes_.fetch_sub(bytes, std::memory_order_relaxed);
+  if (freed) freed_(bytes);
+}
+
+// --- up --------------------------------------------------------------------------------------
+
+bool SsdTier::Seen(uint64_t hash) {
+  const auto tag = static_cast<uint32_t>(hash >> 32) | 1;
+  return seen_[hash % kSeen].exchange(tag, std::memory_order_relaxed) == tag;
+}
+
+void SsdTier::Load(uint64_t hash, const SsdPlace& place, Why why, OnLoaded call) {
+  {
+    MutexLock lock(mu_);
+    std::shared_ptr<Job>& job = jobs_[place.id];
+    if (job == nullptr) {
+      job = std::make_shared<Job>();
+      job->hash = hash;
+      job->place = place;
+      job->start = std::chrono::steady_clock::now();
+      job->chunks_left = ChunksOf(place);
+      // Who waits goes before what is read ahead.
+      why == Why::kWanted ? up_.push_front({job, 0}) : up_.push_back({job, 0});
+      if (why == Why::kAhead) counters_.read_ahead.fetch_add(1, std::memory_order_relaxed);
+      job->why = why;
+    }
+    if (why == Why::kWanted) job->why = why;
+    if (call) job->calls.push_back(std::move(call));
+  }
+  up_changed_.NotifyOne();
+}
+
+// Finds memory for the job and lets the other readers in.
+void SsdTier::Begin(const std::shared_ptr<Job>& job) {
+  bool wanted;
+  {
+    MutexLock lock(mu_);
+    wanted = job->why == Why::kWanted;
+  }
+  auto target = reserve_(job->place.length, wanted);
+  const uint32_t chunks = ChunksOf(job->place);
+  if (!target) {
+    job->error = LoadError::kNoMemory;
+    job->chunks_left = 1;
+    return;
+  }
+  job->target = std::move(*target);
+  if (chunks == 1) return;
+  {
+    MutexLock lock(mu_);
+    for (uint32_t chunk = chunks; chunk-- > 1;) up_.push_front({job, chunk});
+  }
+  up_changed_.NotifyAll();
+}
+
+void SsdTier::Read() {
+  UseHugePages();
+  for (;;) {
+    Task task;
+    {
+      MutexLock lock(mu_);
+      while (up_.empty() && !stop_) up_changed_.Wait(mu_);
+      if (stop_) return;
+      task = std::move(up_.front());
+      up_.pop_front();
+    }
+    Job& job = *task.job;
+    if (task.chunk == 0) Begin(task.job);
+    if (job.error == LoadError::kNone) {
+      SsdRecord version;
+      version.id = job.place.id;
+      version.length = job.place.length;
+      version.chunk_bytes = job.place.chunk_bytes();
+      char* to = job.target.data() + uint64_t{task.chunk} * version.chunk_bytes;
+      if (const Status read = store_->ReadChunk(version, task.chunk, to); !read) {
+        const ErrorCode code = read.error().code;
+        const bool lost = code == ErrorCode::kCorrupt || code == ErrorCode::kNotFound;
+        if (lost) job.lost = true;
+        job.error = lost ? LoadError::kGone : LoadError::kDisk;
+        if (options_.store.note) options_.store.note("SSD tier: " + read.error().message);
+        MutexLock lock(mu_);
+        last_error_ = read.error().message;
+      }
+    }
+    if (job.chunks_left.fetch_sub(1, std::memory_order_acq_rel) == 1) Finish(job);
+  }
+}
+
+void SsdTier::Finish(Job& job) {
+  Loaded loaded;
+  loaded.error = job.error;
+  Why why;
+  {
+    MutexLock lock(mu_);
+    why = job.why;
+  }
+  const bool hot = why == Why::kWarmUp || (why == Why::kWanted && Seen(job.hash));
+  if (loaded.error == LoadError::kNone) {
+    load_us_.Add(MicrosecondsSince(job.start));
+    counters_.loaded_bytes.fetch_add(job.place.length, std::memory_order_relaxed);
+    (hot ? counters_.promotions : counters_.cold_loads).fetch_add(1, std::memory_order_relaxed);
+    loaded.value = std::move(job.target).Publish();
+    using Arrival = BulkValue::Arrival;
+    keyspace_.FinishLoad(job.hash, job.place, loaded.value.Share(),
+                         hot                  ? Arrival::kNone
+                         : why == Why::kAhead ? Arrival::kAhead
+                                              : Arrival::kCold);
+  } else if (job.lost) {
+    // It may have been erased while it was read: then it is not lost.
+    if (keyspace_.DropLost(job.hash, job.place)) {
+      counters_.lost.fetch_add(1, std::memory_order_relaxed);
+    }
+    job.target.Abort();
+  } else {
+    counters_.read_errors.fetch_add(1, std::memory_order_relaxed);
+    job.target.Abort();
+  }
+  std::vector<OnLoaded> calls;
+  {
+    MutexLock lock(mu_);
+    calls = std::move(job.calls);
+    if (job.why == Why::kWanted) counters_.hits.fetch_add(calls.size(), std::memory_order_relaxed);
+    jobs_.erase(job.place.id);
+  }
+  for (OnLoaded& call : calls) call(loaded);
+}
+
+// --- background ------------------------------------------------------------------------------
+
+bool SsdTier::Maintain(int64_t now_ms) {
+  const auto capacity = static_cast<double>(capacity_.load(std::memory_order_relaxed));
+  const auto used = [&] { return static_cast<double>(log_->live_bytes() + queued_bytes()); };
+  if (used() > options_.high_watermark * capacity) evicting_ = true;
+  const double low = (options_.high_watermark - options_.evict_ratio) * capacity;
+  for (int i = 0; evicting_ && i < kEvictionsPerSlice; ++i) {
+    if (used() <= low || keyspace_.EvictOnSsd(now_ms) == 0) {
+      evicting_ = false;
+    } else {
+      counters_.drops_full.fetch_add(1, std::memory_order_relaxed);
+    }
+  }
+  SsdLog::TakeThreadSequence();  // nobody waits for these
+  return evicting_;
+}
+
+void SsdTier::WarmUp(const std::function<bool()>& room) {
+  if (hot_.empty()) return;
+  {
+    MutexLock lock(mu_);
+    if (jobs_.size() >= kWarmUpAhead) return;
+  }
+  for (size_t i = 0; i < kWarmUpAhead && !hot_.empty(); ++i) {
+    if (!room()) return hot_.clear();
+    Load(hot_.back().hash, hot_.back().place, Why::kWarmUp, nullptr);
+    hot_.pop_back();
+  }
+}
+
+Status SsdTier::Save(int64_t most_ms, const Note& note) {
+  const int64_t end = MonotonicMs() + most_ms;
+  std::vector<Keyspace::InMemory> values;
+  for (size_t i = 0; i < Keyspace::kStripes; ++i) {
+    for (auto& value : keyspace_.BulkValuesOf(i, UnixMs())) values.push_back(std::move(value));
+  }
+  std::sort(values.begin(), values.end(),
+            [](const auto& a, const auto& b) { return a.heat > b.heat; });
+  size_t skipped = 0;
+  int64_t noted = MonotonicMs();
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (keyspace_.PlaceOf(*values[i].value)) continue;
+    Taken taken;
+    while ((taken = Demote(values[i].value.Share(), true)) == Taken::kFull && MonotonicMs() < end) {
+      MutexLock lock(mu_);
+      if (!down_.empty() || writing_) idle_.WaitFor(mu_, std::chrono::milliseconds(1));
+    }
+    if (taken != Taken::kYes) ++skipped;
+    if (MonotonicMs() - noted > 1000 && note) {
+      noted = MonotonicMs();
+      note("saving to the SSD: " + std::to_string(i + 1) + " of " + std::to_string(values.size()) +
+           " values");
+    }
+  }
+  {
+    MutexLock lock(mu_);
+    while ((!down_.empty() || writing_) && MonotonicMs() < end) {
+      idle_.WaitFor(mu_, std::chrono::milliseconds(10));
+    }
+  }
+  std::vector<uint64_t> hot;
+  for (const auto& value : values) {
+    if (const SsdPlace place = keyspace_.PlaceOf(*value.value)) hot.push_back(place.id);
+  }
+  values.clear();
+  if (!log_->Sync(std::max<int64_t>(end - MonotonicMs(), kFirstPauseMs))) {
+    return Fail(ErrorCode::kSystem, "the SSD's index cannot be written; its contents are lost");
+  }
+  for (size_t i = 0; i < Keyspace::kStripes; ++i) {
+    for (const Keyspace::Small& small : keyspace_.SmallValuesOf(i, UnixMs())) {
+      if (auto saved = store_->SaveSmall(small.key, small.expiry_ms, small.value); !saved) {
+        return saved;
+      }
+    }
+  }
+  if (note && skipped > 0) {
+    note(std::to_string(skipped) + " values did not reach the SSD in time and are gone");
+  }
+  return store_->MarkClean(hot);
+}
+
+SsdTierStats SsdTier::stats() const {
+  const auto read = [](const std::atomic<uint64_t>& counter) {
+    return counter.load(std::memory_order_relaxed);
+  };
+  SsdTierStats stats;
+  stats.keys = keyspace_.OnSsdSize();
+  stats.versions = log_->live_versions();
+  stats.bytes = log_->live_bytes();
+  stats.capacity = capacity_.load(std::memory_order_relaxed);
+  stats.hits = read(counters_.hits);
+  stats.lost = read(counters_.lost);
+  stats.read_errors = read(counters_.read_errors);
+  stats.write_errors = read(counters_.write_errors);
+  stats.promotions = read(counters_.promotions);
+  stats.cold_loads = read(counters_.cold_loads);
+  stats.loaded_bytes = read(counters_.loaded_bytes);
+  stats.demotions = read(counters_.demotions);
+  stats.demoted_bytes = read(counters_.demoted_bytes);
+  stats.abandoned = read(counters_.abandoned);
+  stats.drops_full = read(counters_.drops_full);
+  stats.drops_refused = read(counters_.drops_refused);
+  stats.read_ahead = read(counters_.read_ahead);
+  stats.queued_bytes = queued_bytes();
+  stats.failing = log_->failing() ||
+                  MonotonicMs() < failing_until_ms_.load(std::memory_order_relaxed);
+  stats.load_p50_us = load_us_.Percentile(0.5);
+  stats.load_p99_us = load_us_.Percentile(0.99);
+  stats.demote_p50_us = demote_us_.Percentile(0.5);
+  stats.demote_p99_us = demote_us_.Percentile(0.99);
+  stats.store = store_->stats();
+  MutexLock lock(mu_);
+  stats.queued_values = down_.size() + (writing_ ? 1 : 0);
+  stats.loads_queued = jobs_.size();
+  stats.last_error = last_error_;
+  return stats;
+}
+
+}  // namespace moonpool::storage

@@ -1,0 +1,287 @@
+// Disks that are full, that fail, and that changed what was written.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <rocksdb/env.h>
+#include <rocksdb/file_system.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "storage/ssd_store.h"
+#include "tests/storage/ssd_directory.h"
+
+namespace moonpool::storage {
+namespace {
+
+enum class Fault { kNone, kFull, kWriteError, kReadError };
+
+class FaultyFile : public rocksdb::FSWritableFileOwnerWrapper {
+ public:
+  FaultyFile(std::unique_ptr<rocksdb::FSWritableFile>&& file, const std::atomic<Fault>* fault)
+      : FSWritableFileOwnerWrapper(std::move(file)), fault_(fault) {}
+  using IOStatus = rocksdb::IOStatus;
+  IOStatus Append(const rocksdb::Slice& data, const rocksdb::IOOptions& options,
+                  rocksdb::IODebugContext* context) override {
+    IOStatus now = Now();
+    return now.ok() ? FSWritableFileOwnerWrapper::Append(data, options, context) : now;
+  }
+  IOStatus Append(const rocksdb::Slice& data, const rocksdb::IOOptions& options,
+                  const rocksdb::DataVerificationInfo&, rocksdb::IODebugContext* context) override {
+    return Append(data, options, context);
+  }
+  IOStatus PositionedAppend(const rocksdb::Slice& data, uint64_t offset,
+                            const rocksdb::IOOptions& options,
+                            rocksdb::IODebugContext* context) override {
+    IOStatus now = Now();
+    return now.ok() ? FSWritableFileOwnerWrapper::PositionedAppend(data, offset, options, context)
+                    : now;
+  }
+  IOStatus PositionedAppend(const rocksdb::Slice& data, uint64_t offset,
+                            const rocksdb::IOOptions& options, const rocksdb::DataVerificationInfo&,
+                            rocksdb::IODebugContext* context) override {
+    return PositionedAppend(data, offset, options, context);
+  }
+
+ private:
+  IOStatus Now() const {
+    if (*fault_ == Fault::kFull) return IOStatus::NoSpace("No space left on device");
+    if (*fault_ == Fault::kWriteError) return IOStatus::IOError("Input/output error");
+    return IOStatus::OK();
+  }
+  const std::atomic<Fault>* fault_;
+};
+
+class FaultyReader : public rocksdb::FSRandomAccessFileOwnerWrapper {
+ public:
+  FaultyReader(std::unique_ptr<rocksdb::FSRandomAccessFile>&& file, const std::atomic<Fault>* fault)
+      : FSRandomAccessFileOwnerWrapper(std::move(file)), fault_(fault) {}
+  rocksdb::IOStatus Read(uint64_t offset, size_t bytes, const rocksdb::IOOptions& options,
+                         rocksdb::Slice* result, char* scratch,
+                         rocksdb::IODebugContext* context) const override {
+    if (*fault_ == Fault::kReadError) return rocksdb::IOStatus::IOError("Input/output error");
+    return FSRandomAccessFileOwnerWrapper::Read(offset, bytes, options, result, scratch, context);
+  }
+
+ private:
+  const std::atomic<Fault>* fault_;
+};
+
+class FaultyDisk : public rocksdb::FileSystemWrapper {
+ public:
+  FaultyDisk() : FileSystemWrapper(rocksdb::FileSystem::Default()) {}
+  const char* Name() const override { return "FaultyDisk"; }
+  rocksdb::IOStatus NewWritableFile(const std::string& name, const rocksdb::FileOptions& options,
+                                    std::unique_ptr<rocksdb::FSWritableFile>* result,
+                                    rocksdb::IODebugContext* context) override {
+    auto status = FileSystemWrapper::NewWritableFile(name, options, result, context);
+    if (status.ok()) *result = std::make_unique<FaultyFile>(std::move(*result), &fault);
+    return status;
+  }
+  rocksdb::IOStatus NewRandomAccessFile(const std::string& name,
+                                        const rocksdb::FileOptions& options,
+                                        std::unique_ptr<rocksdb::FSRandomAccessFile>* result,
+                                        rocksdb::IODebugContext* context) override {
+    auto status = FileSystemWrapper::NewRandomAccessFile(name, options, result, context);
+    if (status.ok()) *result = std::make_unique<FaultyReader>(std::move(*result), &fault);
+    return status;
+  }
+  std::atomic<Fault> fault{Fault::kNone};
+};
+
+void WritesFailAndRecover(Fault fault, ErrorCode expected) {
+  const SsdDirectory directory;
+  const auto disk = std::make_shared<FaultyDisk>();
+  const std::unique_ptr<rocksdb::Env> env = rocksdb::NewCompositeEnv(disk);
+  SsdOptions options = SmallSsd(directory);
+  options.env = env.get();
+  std::vector<SsdRecord> records;
+  SsdRecord erased;
+  {
+    OpenSsd store(options);
+    for (int i = 0; i < 30; ++i) {
+      records.push_back(PutVersion(*store.store, options, "k", 200000));
+    }
+    erased = PutVersion(*store.store, options, "erased", 200000);
+    ASSERT_TRUE(store->FlushPayload());
+    EXPECT_TRUE(store->Health());
+
+    disk->fault = fault;
+    Status failed;
+    for (int i = 0; i < 200 && failed; ++i) {
+      const uint64_t id = store->NextId();
+      failed = store->WritePayload(id, SsdValue(id, 200000));
+      if (failed) store->DropPayload(id, 200000, options.chunk_bytes);
+    }
+    ASSERT_FALSE(failed) << "everything was written to a disk that takes nothing";
+    EXPECT_EQ(failed.error().code, expected) << failed.error().message;
+    const Status not_erased = EraseVersion(*store.store, erased);
+    ASSERT_FALSE(not_erased);
+    EXPECT_EQ(not_erased.error().code, expected) << not_erased.error().message;
+    const Status health = store->Health();
+    ASSERT_FALSE(health);
+    EXPECT_EQ(health.error().code, expected);
+    EXPECT_FALSE(store->Resume());
+    for (const SsdRecord& record : records) EXPECT_TRUE(IsThere(*store.store, record));
+    store->CollectGarbage();
+
+    disk->fault = Fault::kNone;
+    EXPECT_TRUE(Eventually([&] { return store->Resume().has_value(); }));
+    EXPECT_TRUE(store->Health());
+    EXPECT_TRUE(EraseVersion(*store.store, erased));
+    for (int i = 0; i < 30; ++i) {
+      records.push_back(PutVersion(*store.store, options, "k", 200000));
+    }
+    CollectAll(*store.store);
+    const Status flushed = store->FlushPayload();
+    EXPECT_TRUE(flushed) << flushed.error().message;
+    for (const SsdRecord& record : records) EXPECT_TRUE(IsThere(*store.store, record));
+  }
+  OpenSsd store(options);
+  EXPECT_EQ(store.recovery.versions, records.size());
+  EXPECT_EQ(store.found.count(erased.id), 0u);
+  for (const SsdRecord& record : records) EXPECT_TRUE(IsThere(*store.store, record));
+}
+
+TEST(SsdFaultsTest, AFullDiskIsToldAndRecoveredFrom) {
+  WritesFailAndRecover(Fault::kFull, ErrorCode::kNoSpace);
+}
+
+TEST(SsdFaultsTest, WriteErrorsAreToldAndRecoveredFrom) {
+  WritesFailAndRecover(Fault::kWriteError, ErrorCode::kSystem);
+}
+
+TEST(SsdFaultsTest, ReadErrorsAreErrorsOfOneRead) {
+  const SsdDirectory directory;
+  const auto disk = std::make_shared<FaultyDisk>();
+  const std::unique_ptr<rocksdb::Env> env = rocksdb::NewCompositeEnv(disk);
+  SsdOptions options = SmallSsd(directory);
+  options.env = env.get();
+  OpenSsd store(options);
+  const SsdRecord record = PutVersion(*store.store, options, "k", 200000);
+  ASSERT_TRUE(store->FlushPayload());
+  disk->fault = Fault::kReadError;
+  const auto read = ReadVersion(*store.store, record);
+  ASSERT_FALSE(read);
+  EXPECT_EQ(read.error().code, ErrorCode::kSystem) << read.error().message;
+  disk->fault = Fault::kNone;
+  EXPECT_TRUE(IsThere(*store.store, record));
+}
+
+// --- what is on the disk is not what was written -------------------------------------------------
+
+std::vector<std::filesystem::path> BlobFiles(const SsdDirectory& directory) {
+  std::vector<std::filesystem::path> files;
+  for (const auto& entry : std::filesystem::directory_iterator(directory.path() + "/payload")) {
+    if (entry.path().extension() == ".blob") files.push_back(entry.path());
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+std::vector<SsdRecord> WriteSome(const SsdOptions& options) {
+  OpenSsd store(options);
+  std::vector<SsdRecord> records;
+  for (int i = 0; i < 100; ++i) {
+    records.push_back(PutVersion(*store.store, options, "k", 1 + i * 3001));
+  }
+  EXPECT_TRUE(store->MarkClean({}));
+  return records;
+}
+
+void ExpectRightOrCorrupt(SsdStore& store, const std::vector<SsdRecord>& records, int* corrupt) {
+  for (const SsdRecord& record : records) {
+    const auto read = ReadVersion(store, record);
+    if (read) {
+      EXPECT_TRUE(Same(*read, SsdValue(record.id, record.length)));
+    } else {
+      EXPECT_TRUE(read.error().code == ErrorCode::kCorrupt ||
+                  read.error().code == ErrorCode::kNotFound)
+          << read.error().message;
+      ++*corrupt;
+    }
+  }
+}
+
+TEST(SsdFaultsTest, FlippedBitsAreNeverServed) {
+  using Compression = SsdOptions::Compression;
+  const uint64_t seed = std::random_device()();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::mt19937_64 random(seed);
+  for (const auto compression : {Compression::kNone, Compression::kLz4, Compression::kZstd}) {
+    const SsdDirectory directory;
+    SsdOptions options = SmallSsd(directory);
+    options.compression = compression;
+    const auto records = WriteSome(options);
+    const auto files = BlobFiles(directory);
+    ASSERT_FALSE(files.empty());
+    for (const auto& file : files) {
+      const int fd = open(file.c_str(), O_RDWR);
+      ASSERT_GE(fd, 0);
+      const uint64_t size = std::filesystem::file_size(file);
+      for (int i = 0; i < 8; ++i) {
+        const auto at = static_cast<off_t>(random() % size);
+        char byte = 0;
+        ASSERT_EQ(pread(fd, &byte, 1, at), 1);
+        byte = static_cast<char>(byte ^ (1 << random() % 8));
+        ASSERT_EQ(pwrite(fd, &byte, 1, at), 1);
+      }
+      close(fd);
+    }
+    OpenSsd store(options);
+    int corrupt = 0;
+    ExpectRightOrCorrupt(*store.store, records, &corrupt);
+    EXPECT_GT(corrupt, 0);
+    // What it cannot read it can still erase.
+    for (const SsdRecord& record : records) EXPECT_TRUE(EraseVersion(*store.store, record));
+    CollectAll(*store.store);
+    EXPECT_TRUE(IsThere(*store.store, PutVersion(*store.store, options, "new", 300000)));
+  }
+}
+
+TEST(SsdFaultsTest, ALostBlobFileCostsItsValues) {
+  const SsdDirectory directory;
+  const SsdOptions options = SmallSsd(directory);
+  const auto records = WriteSome(options);
+  const auto files = BlobFiles(directory);
+  ASSERT_GT(files.size(), 2u);
+  std::filesystem::remove(files[0]);
+  std::filesystem::resize_file(files[1], std::filesystem::file_size(files[1]) / 2);
+  OpenSsd store(options);
+  ASSERT_NE(store.store, nullptr);
+  int corrupt = 0;
+  ExpectRightOrCorrupt(*store.store, records, &corrupt);
+  EXPECT_GT(corrupt, 0);
+  EXPECT_TRUE(IsThere(*store.store, PutVersion(*store.store, options, "new", 300000)));
+}
+
+TEST(SsdFaultsTest, ADatabaseThatIsDamagedAsAWholeStartsEmpty) {
+  for (const char* name : {"/payload", "/index"}) {
+    const SsdDirectory directory;
+    SsdOptions options = SmallSsd(directory);
+    WriteSome(options);
+    for (const auto& entry : std::filesystem::directory_iterator(directory.path() + name)) {
+      if (entry.path().filename().string().starts_with("MANIFEST")) {
+        std::filesystem::resize_file(entry.path(), 10);
+      }
+    }
+    {
+      OpenSsd store(options);
+      ASSERT_NE(store.store, nullptr);
+      EXPECT_TRUE(store.recovery.wiped);
+      EXPECT_EQ(store.recovery.versions, 0u);
+      PutVersion(*store.store, options, "new", 300000);
+    }
+    std::filesystem::remove_all(directory.path() + name);
+    OpenSsd store(options);
+    EXPECT_TRUE(store.recovery.wiped);
+    EXPECT_EQ(store.recovery.versions, 0u);
+  }
+}
+
+}  // namespace
+}  // namespace moonpool::storage

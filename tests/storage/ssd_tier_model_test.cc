@@ -1,0 +1,210 @@
+// Random work on both tiers against a model: what is served is the current version, or a miss where
+// something may have been forgotten.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <map>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "storage/upkeep.h"
+#include "tests/protocol/random.h"
+#include "tests/storage/tiered_tenant.h"
+
+namespace moonpool::storage {
+namespace {
+
+using test::Random;
+
+TEST(SsdTierModelTest, RandomWork) {
+  struct Known {
+    uint64_t version;
+    int64_t expiry_ms = 0;
+    bool may_be_gone = false;
+  };
+  Random random;
+  SCOPED_TRACE(random.Replay());
+  TieredTenant t;
+  t.tenant_options.quota_bytes = 12 * kMiB;
+  t.options.write_through = random.Chance(0.3);
+  t.Open();
+  std::map<std::string, Known> model;
+  uint64_t version = 0, served = 0, missed = 0;
+  const auto check = [&](const std::string& name) {
+    const auto known = model.find(name);
+    const TieredTenant::Found found = t.Get(name, 0);
+    ASSERT_EQ(found.error, SsdTier::LoadError::kNone) << name;
+    if (!found.version) {
+      ASSERT_TRUE(known == model.end() || known->second.may_be_gone) << name << " is gone";
+      model.erase(name);  // and stays so
+      ++missed;
+      return;
+    }
+    ASSERT_NE(known, model.end()) << name << " came back as version " << *found.version;
+    ASSERT_EQ(*found.version, known->second.version) << name;
+    ASSERT_EQ(t.ExpiryOf(name), known->second.expiry_ms) << name;
+    ++served;
+  };
+  const auto forget = [&] {
+    for (auto& [name, known] : model) known.may_be_gone = true;
+  };
+  for (int step = 0; step < Steps(6000) && !testing::Test::HasFatalFailure(); ++step) {
+    const std::string name = Numbered(random.Below(80));
+    const uint64_t what = random.Below(1000);
+    if (what < 250) {
+      t.Set(name, 0, ++version, random.Between(3, 40'000) * 8);
+      model[name] = {version};
+    } else if (what < 290) {
+      t.SetSmall(name, 0, ++version);
+      model[name] = {version, 0, true};  // small values go when memory is short
+    } else if (what < 350) {
+      const auto known = model.find(name);
+      const bool was_there = t.Erase(name);
+      ASSERT_TRUE(!was_there || known != model.end()) << name << " came back";
+      ASSERT_TRUE(was_there || known == model.end() || known->second.may_be_gone) << name;
+      model.erase(name);
+    } else if (what < 400) {
+      const bool dies = random.Chance(0.3);
+      const int64_t at_ms = dies ? 1 : UnixNowMs() + 1'000'000 + step;
+      if (t.Expire(name, at_ms)) {
+        ASSERT_TRUE(model.count(name)) << name;
+        dies ? void(model.erase(name)) : void(model[name].expiry_ms = at_ms);
+      }
+    } else if (what < 420) {
+      if (t.Persist(name)) model.at(name).expiry_ms = 0;
+    } else if (what < 460) {
+      const std::string to = Numbered(random.Below(80));
+      if (name != to && t.Rename(name, to)) {
+        model[to] = model.at(name);
+        model.erase(name);
+      }
+    } else if (what < 560) {
+      t.BeginDemotion(name, random.Chance(0.2));
+    } else if (what < 580) {
+      t.Evict(name);
+      if (model.count(name)) model[name].may_be_gone = true;
+    } else if (what < 650) {
+      t.tenant->Maintain(UnixNowMs());
+    } else if (what < 655) {
+      t.tenant->keyspace().Clear();
+      model.clear();
+    } else if (what < 660) {
+      const std::string prefix = Numbered(random.Below(8));
+      if (t.tenant->keyspace().VoidPrefix(prefix)) {
+        std::erase_if(model, [&](const auto& entry) { return entry.first.starts_with(prefix); });
+      }
+    } else if (what < 663) {
+      t.StopAndOpen();
+    } else if (what < 667) {
+      t.CrashAndOpen();
+      forget();
+    } else {
+      check(name);
+    }
+  }
+  for (uint64_t key = 0; key < 80; ++key) check(Numbered(key));
+  EXPECT_EQ(t.stats().lost, 0u);
+  EXPECT_GT(served, 100u);
+  EXPECT_GT(missed, 10u);
+  // Nothing leaks.
+  t.Settle();
+  t.tenant->keyspace().Clear();
+  t.Settle();
+  EXPECT_EQ(t.tenant->budget().extent_bytes(), 0u);
+  EXPECT_EQ(t.stats().bytes, 0u);
+}
+
+// Keys of one thread: it alone changes them, so it knows what they may be.
+class Owner {
+ public:
+  Owner(TieredTenant& t, int number, uint64_t seed) : t_(t), random_(seed) {
+    for (uint64_t i = 0; i < 40; ++i) names_.push_back(std::to_string(number) + Numbered(i));
+    versions_.resize(names_.size());
+  }
+
+  void Work(int steps) {
+    for (int step = 0; step < steps; ++step) {
+      const size_t i = random_.Below(names_.size());
+      const uint64_t what = random_.Below(100);
+      if (what < 30) {
+        t_.Set(names_[i], i, ++next_, random_.Between(3, 30'000) * 8);
+        versions_[i] = next_;
+      } else if (what < 35) {
+        t_.SetSmall(names_[i], i, ++next_);
+        versions_[i] = next_;
+      } else if (what < 40) {
+        t_.Erase(names_[i]);
+        versions_[i] = 0;
+      } else if (what < 43) {
+        t_.Expire(names_[i], 1);
+        versions_[i] = 0;
+      } else if (what < 48) {
+        t_.Expire(names_[i], UnixNowMs() + 1'000'000);
+      } else if (what < 60) {
+        t_.BeginDemotion(names_[i], what < 50);
+      } else {
+        Check(i);
+      }
+    }
+  }
+  void CheckAll() {
+    for (size_t i = 0; i < names_.size(); ++i) Check(i);
+  }
+  uint64_t served() const { return served_; }
+  uint64_t wrong() const { return wrong_; }
+
+ private:
+  void Check(size_t i) {
+    const auto found = t_.Get(names_[i], i);
+    if (found.version && *found.version != versions_[i]) ++wrong_;
+    if (found.version) ++served_;
+  }
+
+  TieredTenant& t_;
+  Random random_;
+  std::vector<std::string> names_;
+  std::vector<uint64_t> versions_;  // 0: none
+  uint64_t next_ = 0, served_ = 0, wrong_ = 0;
+};
+
+TEST(SsdTierThreadsTest, WritersReadersEvictionAndFlushes) {
+  Random random;
+  SCOPED_TRACE(random.Replay());
+  TieredTenant t;
+  t.tenant_options.quota_bytes = 16 * kMiB;
+  t.options.capacity_bytes = 24 * kMiB;
+  t.Open();
+  std::vector<Owner> owners;
+  for (int i = 0; i < 3; ++i) owners.emplace_back(t, i, random.Next());
+  for (int round = 0; round < 2; ++round) {
+    {
+      const Upkeep upkeep({t.tenant.get()});
+      std::atomic<bool> done{false};
+      std::thread flushes([&t, &done, seed = random.Next()] {
+        Random mine(seed);
+        while (!done) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(mine.Between(20, 200)));
+          mine.Chance(0.5) ? void(t.tenant->keyspace().Clear())
+                           : void(t.tenant->keyspace().VoidPattern("*:1?"));
+          static_cast<void>(t.stats());
+        }
+      });
+      std::vector<std::thread> threads;
+      for (Owner& owner : owners) threads.emplace_back([&] { owner.Work(Steps(2400)); });
+      for (std::thread& thread : threads) thread.join();
+      done = true;
+      flushes.join();
+    }
+    round == 0 ? t.StopAndOpen() : t.CrashAndOpen();
+    for (Owner& owner : owners) {
+      owner.CheckAll();
+      EXPECT_EQ(owner.wrong(), 0u);
+      EXPECT_GT(owner.served(), 10u);
+    }
+  }
+  EXPECT_EQ(t.stats().lost, 0u);
+}
+
+}  // namespace
+}  // namespace moonpool::storage

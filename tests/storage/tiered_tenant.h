@@ -1,0 +1,237 @@
+// A tenant with an SSD tier in a directory of its own, which stops and crashes; its values say what
+// they are.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <future>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "storage/tenant.h"
+#include "tests/client/stamped_block.h"
+#include "tests/storage/ssd_directory.h"
+#include "tests/storage/tier_disk.h"
+
+namespace moonpool::storage {
+
+inline int64_t UnixNowMs() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+inline constexpr uint64_t kLength = 200'000;  // of most values: several chunks
+
+class TieredTenant {
+ public:
+  TieredTenant() {
+    options.store = SmallSsd(directory_);
+    env_ = rocksdb::NewCompositeEnv(disk);
+    options.store.env = env_.get();
+    options.capacity_bytes = 1ull << 30;
+    options.queue_bytes = 32 * kMiB;
+    options.readers = 4;
+    tenant_options.quota_bytes = 64 * kMiB;
+    tenant_options.policy = MaxmemoryPolicy::kAllKeysLru;
+    tenant_options.region_bytes = 4 * kMiB;
+    tenant_options.arena_bytes = 2 * kMiB;
+    tenant_options.region.huge_pages = RegionOptions::HugePages::kNo;
+  }
+
+  // After changes of the options.
+  void Open() {
+    tenant = std::move(*Tenant::Create(tenant_options));
+    const Status opened = tenant->OpenSsd(options, UnixNowMs());
+    ASSERT_TRUE(opened) << opened.error().message;
+  }
+  // What a killed process leaves.
+  void Crash() { tenant.reset(); }
+  void Stop() {
+    const Status saved = tier().Save(60'000, nullptr);
+    EXPECT_TRUE(saved) << saved.error().message;
+    tenant.reset();
+  }
+  void CrashAndOpen() {
+    Crash();
+    Open();
+  }
+  void StopAndOpen() {
+    Stop();
+    Open();
+  }
+
+  SsdTier& tier() { return *tenant->ssd(); }
+  SsdTierStats stats() { return tier().stats(); }
+  const std::string& path() const { return directory_.path(); }
+
+  // --- values: key number n is "key:n", or has another name but n's bytes
+
+  // SET of a large value, waiting for memory as the server does.
+  void Set(const std::string& name, uint64_t key, uint64_t version, uint64_t length = kLength) {
+    Result<WriteHandle> handle = tenant->Reserve(length, UnixNowMs());
+    EXPECT_TRUE(Eventually([&] {
+      if (!handle && handle.error().code == ErrorCode::kBusy) {
+        handle = tenant->Reserve(length, UnixNowMs());
+      }
+      return handle || handle.error().code != ErrorCode::kBusy;
+    }));
+    ASSERT_TRUE(handle) << handle.error().message;
+    FillStamped(handle->data(), length, {key, version});
+    ValueRef value = std::move(*handle).Publish();
+    KeyLock lock(tenant->keyspace(), name, UnixNowMs());
+    lock.key.SetBulk(std::move(value));
+  }
+  void SetSmall(const std::string& name, uint64_t key, uint64_t version) {
+    std::string bytes(64, '\0');
+    FillStamped(bytes.data(), bytes.size(), {key, version});
+    KeyLock lock(tenant->keyspace(), name, UnixNowMs());
+    lock.key.Set(bytes);
+  }
+  bool Erase(const std::string& name) {
+    KeyLock lock(tenant->keyspace(), name, UnixNowMs());
+    return lock.key.Erase();
+  }
+  bool Expire(const std::string& name, int64_t at_ms) {
+    KeyLock lock(tenant->keyspace(), name, UnixNowMs());
+    if (lock.key.Find() == nullptr) return false;
+    lock.key.SetExpiry(at_ms);
+    return true;
+  }
+  bool Persist(const std::string& name) {
+    KeyLock lock(tenant->keyspace(), name, UnixNowMs());
+    if (lock.key.Find() == nullptr) return false;
+    lock.key.ClearExpiry();
+    return true;
+  }
+  // As RENAME does it.
+  bool Rename(const std::string& from, const std::string& to) {
+    const std::string_view names[] = {from, to};
+    KeysLock lock(tenant->keyspace(), names, UnixNowMs());
+    const Entry* entry = lock[0].Find();
+    if (entry == nullptr) return false;
+    const int64_t expiry_ms = entry->has(Entry::kHasExpiry) ? entry->expiry_ms() : 0;
+    if (entry->has(Entry::kOnSsd)) {
+      lock[1].SetOnSsd(lock[0].TakePlace(), expiry_ms);
+      return true;
+    }
+    if (entry->has(Entry::kBulk)) {
+      lock[1].SetBulk(lock[0].TakeBulk());
+    } else {
+      const std::string value(entry->value());
+      lock[0].Erase();
+      lock[1].Set(value);
+    }
+    if (expiry_ms != 0) lock[1].SetExpiry(expiry_ms);
+    return true;
+  }
+
+  enum class Where { kNowhere, kMemory, kClean, kSsd };
+  Where WhereIs(const std::string& name) {
+    KeyLock lock(tenant->keyspace(), name, UnixNowMs());
+    const Entry* entry = lock.key.Find();
+    if (entry == nullptr) return Where::kNowhere;
+    if (entry->has(Entry::kOnSsd)) return Where::kSsd;
+    return entry->has(Entry::kBulk) && entry->bulk()->place() ? Where::kClean : Where::kMemory;
+  }
+  int64_t ExpiryOf(const std::string& name) {
+    KeyLock lock(tenant->keyspace(), name, UnixNowMs());
+    const Entry* entry = lock.key.Find();
+    return entry != nullptr && entry->has(Entry::kHasExpiry) ? entry->expiry_ms() : 0;
+  }
+  ValueRef Hold(const std::string& name) {
+    KeyLock lock(tenant->keyspace(), name, UnixNowMs());
+    const Entry* entry = lock.key.Find();
+    const bool bulk = entry != nullptr && entry->has(Entry::kBulk);
+    return bulk ? ValueRef::Share(entry->bulk()) : ValueRef();
+  }
+
+  // Begins to move it down, or does nothing when it is not in memory.
+  SsdTier::Taken BeginDemotion(const std::string& name, bool keep = false) {
+    ValueRef value = Hold(name);
+    return value ? tier().Demote(std::move(value), keep) : SsdTier::Taken::kRefused;
+  }
+  void MoveDown(const std::string& name) {
+    EXPECT_TRUE(Eventually([&] {
+      if (WhereIs(name) == Where::kMemory) BeginDemotion(name);
+      if (WhereIs(name) == Where::kClean) Evict(name);
+      return WhereIs(name) == Where::kSsd;
+    })) << name;
+  }
+  // Out of memory; what is not on the SSD is lost.
+  void Evict(const std::string& name) {
+    if (const ValueRef value = Hold(name)) {
+      tenant->keyspace().EvictBulk(*value, UnixNowMs(), true, true);
+    }
+  }
+  // Nothing is going up or down.
+  void Settle() {
+    EXPECT_TRUE(Eventually([&] {
+      const SsdTierStats now = stats();
+      return now.queued_values == 0 && now.loads_queued == 0;
+    }));
+    EXPECT_TRUE(tier().log().Sync(20'000));
+  }
+
+  struct Found {
+    std::optional<uint64_t> version;
+    SsdTier::LoadError error = SsdTier::LoadError::kNone;
+  };
+  // GET: brings the value up if need be.  Anything but one whole version of `key` is a failure.
+  Found Get(const std::string& name, uint64_t key) {
+    for (int tries = 0; tries < 100; ++tries) {
+      SsdPlace place;
+      std::string bytes;
+      ValueRef held;
+      {
+        KeyLock lock(tenant->keyspace(), name, UnixNowMs());
+        const Entry* entry = lock.key.Read();
+        if (entry == nullptr) return {};
+        if (entry->has(Entry::kOnSsd)) {
+          place = entry->place();
+        } else if (entry->has(Entry::kBulk)) {
+          held = ValueRef::Share(entry->bulk());
+        } else {
+          bytes = entry->value();
+        }
+      }
+      if (place) {
+        const SsdTier::LoadError error = Load(HashKey(name), place);
+        if (error == SsdTier::LoadError::kNone || error == SsdTier::LoadError::kGone) continue;
+        return {std::nullopt, error};
+      }
+      const std::string_view view = held ? BytesOf(*held) : std::string_view(bytes);
+      Stamp stamp;
+      const std::string wrong = CheckStamped(view.data(), view.size(), key, &stamp);
+      EXPECT_EQ(wrong, "") << name;
+      return {stamp.version};
+    }
+    return {std::nullopt, SsdTier::LoadError::kNoMemory};  // evicted again and again
+  }
+  SsdTier::LoadError Load(uint64_t hash, const SsdPlace& place) {
+    std::promise<SsdTier::LoadError> promise;
+    tier().Load(hash, place, SsdTier::Why::kWanted,
+                [&promise](const SsdTier::Loaded& loaded) { promise.set_value(loaded.error); });
+    return promise.get_future().get();
+  }
+
+  SsdTierOptions options;
+  TenantOptions tenant_options;
+  const std::shared_ptr<TierDisk> disk = std::make_shared<TierDisk>();
+
+ private:
+  const SsdDirectory directory_;
+  std::unique_ptr<rocksdb::Env> env_;
+
+ public:
+  std::unique_ptr<Tenant> tenant;  // ends before the disk does
+};
+
+inline std::string Numbered(uint64_t key) {
+  return "key:" + std::to_string(key);
+}
+
+}  // namespace moonpool::storage
