@@ -1,13 +1,11 @@
 // Rows about small values: operations per second of server processor, loops, fairness.
-#include <sched.h>
-#include <sys/resource.h>
-
 #include <atomic>
 #include <thread>
 
 #include "tools/bench/clock.h"
 #include "tools/bench/comparison.h"
 #include "tools/bench/load_generator.h"
+#include "tools/bench/urgent.h"
 #include "tools/bench/value_socket.h"
 
 namespace moonpool::bench {
@@ -133,9 +131,7 @@ constexpr uint64_t kStreamedBytes = 100'000'000;
 class Streaming {
  public:
   explicit Streaming(int port) : thread_([this, port] {
-      // What the row asks is how the server shares its time, not how the kernel shares two cores
-      // among a client that reads without end and everybody else.
-      setpriority(PRIO_PROCESS, 0, 10);
+      GiveWay();
       ValueSocket socket(port, 64 * 1024);  // as most Redis clients read
       while (!stop_) {
         socket.Get("large", kStreamedBytes);
@@ -152,20 +148,6 @@ class Streaming {
   std::atomic<bool> stop_{false};
   std::atomic<uint64_t> values_{0};
   std::thread thread_;
-};
-
-// The calling thread runs as soon as it can, where that is allowed: a load generator that waits for
-// the streaming client's turns on the processor would measure its own delays.
-class Urgent {
- public:
-  Urgent() {
-    const sched_param priority{1};
-    sched_setscheduler(0, SCHED_FIFO, &priority);
-  }
-  ~Urgent() {
-    const sched_param usual{0};
-    sched_setscheduler(0, SCHED_OTHER, &usual);
-  }
 };
 
 double SmallP99(LoadGenerator& load, double seconds, Figures* figures) {

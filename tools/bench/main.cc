@@ -1,4 +1,4 @@
-// moonpool-bench replay | compare | pd | embedding | policy
+// moonpool-bench replay | compare | pd | embedding | policy | ssd
 #include <unistd.h>
 
 #include <cstdio>
@@ -14,6 +14,7 @@
 #include "tools/bench/policy.h"
 #include "tools/bench/replay.h"
 #include "tools/bench/trace_families.h"
+#include "tools/bench/ssd.h"
 
 namespace {
 
@@ -151,17 +152,34 @@ void AddPolicy(CLI::App* app, PolicyOptions* options) {
       ->capture_default_str();
 }
 
+void AddSsd(CLI::App* app, SsdModeOptions* options) {
+  AddCommon(app, &options->common, false);
+  app->add_option("--directory", options->directory,
+                  "on the disk to measure (default: the system's temporary folder); what is made "
+                  "there is removed");
+  app->add_option("--rows", options->rows, "only rows whose id or name matches this expression");
+  app->add_flag("--list", options->list, "list the rows and stop");
+  app->add_option("--reps", options->reps, "repetitions (default: 5; with --quick 1)")
+      ->check(CLI::Range(1, 1000));
+  app->add_option("--trace", options->trace,
+                  "a trace in the Mooncake JSONL format for the rows about hits after a restart "
+                  "(default: generated)")
+      ->check(CLI::ExistingFile);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   CLI::App app("Measures Moonpool: replays traces, compares with redis-server, models prefill and "
-               "decode hand-over, gathers embeddings, compares eviction policies.");
+               "decode hand-over, gathers embeddings, compares eviction policies, and the SSD tier "
+               "with its disk.");
   app.require_subcommand(1);
   ReplayOptions replay;
   CompareOptions compare;
   PdOptions pd;
   EmbeddingOptions embedding;
   PolicyOptions policy;
+  SsdModeOptions ssd;
   AddReplay(app.add_subcommand("replay", "a serving trace through a server, every byte checked"),
             &replay);
   AddCompare(app.add_subcommand("compare", "the same work on Moonpool and on redis-server"),
@@ -171,11 +189,13 @@ int main(int argc, char** argv) {
   AddEmbedding(app.add_subcommand("embedding", "gathers of many small rows"), &embedding);
   AddPolicy(app.add_subcommand("policy", "hit ratios of the eviction policies, without any bytes"),
             &policy);
+  AddSsd(app.add_subcommand("ssd", "the SSD tier and what its disk does without it"), &ssd);
   CLI11_PARSE(app, argc, argv);
   std::string command_line;
   for (int i = 1; i < argc; ++i) command_line += (i > 1 ? " " : "") + std::string(argv[i]);
   for (CommonOptions* common :
-       {&replay.common, &compare.common, &pd.common, &embedding.common, &policy.common}) {
+       {&replay.common, &compare.common, &pd.common, &embedding.common, &policy.common,
+        &ssd.common}) {
     common->command_line = command_line;
   }
   try {
@@ -183,6 +203,7 @@ int main(int argc, char** argv) {
     if (app.got_subcommand("compare")) return Compare(compare);
     if (app.got_subcommand("pd")) return HandOver(pd);
     if (app.got_subcommand("policy")) return ComparePolicies(policy);
+    if (app.got_subcommand("ssd")) return Ssd(ssd);
     return Embedding(embedding);
   } catch (const std::exception& failure) {
     std::fprintf(stderr, "moonpool-bench: %s\n", failure.what());

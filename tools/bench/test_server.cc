@@ -1,5 +1,6 @@
 #include "tools/bench/test_server.h"
 
+#include <signal.h>
 #include <unistd.h>
 
 #include <climits>
@@ -36,16 +37,18 @@ std::unique_ptr<TestServer> Retry(Start&& start) {
 }  // namespace
 
 TestServer::TestServer(const std::vector<std::string>& command, int port)
-    : process_(std::make_unique<ChildProcess>(command)), port_(port) {
+    : port_(port) {
   const Stopwatch waited;
+  process_ = std::make_unique<ChildProcess>(command);
   while (!RedisConnection::CanConnect(port)) {
     if (!process_->running() || waited.seconds() > kStartSeconds) {
       throw Failure(command[0] + " does not start:\n" + process_->Output());
     }
-    usleep(5000);
+    usleep(1000);
   }
   control_ = std::make_unique<RedisConnection>(port);
   control_->Expect({"PING"});
+  start_seconds_ = waited.seconds();
 }
 
 std::unique_ptr<TestServer> TestServer::StartMoonpool(const std::string& path,
@@ -98,6 +101,16 @@ void TestServer::WaitUntilPopulated() {
 }
 
 void TestServer::RemoveAllKeys() { control_->Expect({"FLUSHALL"}); }
+
+double TestServer::StopCleanly(double most_seconds) {
+  const Stopwatch watch;
+  kill(process_->pid(), SIGTERM);
+  while (process_->running()) {
+    if (watch.seconds() > most_seconds) throw Failure("a server does not stop");
+    usleep(1000);
+  }
+  return watch.seconds();
+}
 
 std::string FindMoonpoolServer(const std::string& given) {
   if (!given.empty()) {

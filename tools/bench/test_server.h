@@ -28,10 +28,15 @@ class TestServer {
   double CpuSeconds() const { return ProcessorSeconds(process_->pid()); }
   RedisConnection& control() { return *control_; }
   const std::string& version() const { return version_; }
+  // From exec to the first reply.
+  double start_seconds() const { return start_seconds_; }
 
   // Moonpool faults its pool in from a background thread: waits until that has nothing to do.
   void WaitUntilPopulated();
   void RemoveAllKeys();
+  // As an administrator would, so that the server can write what it keeps.  How long it took;
+  // throws Failure when it takes longer.  Nothing else may be called then.
+  double StopCleanly(double most_seconds);
 
  private:
   TestServer(const std::vector<std::string>& command, int port);
@@ -40,6 +45,7 @@ class TestServer {
   int port_;
   std::unique_ptr<RedisConnection> control_;
   std::string version_;
+  double start_seconds_ = 0;
 };
 
 // Where moonpool-server is: `given` if not empty, else beside this program in the build folder or

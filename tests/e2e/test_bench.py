@@ -1,0 +1,37 @@
+"""moonpool-bench: a mode runs, and its JSON and its table say the same."""
+import json
+import os
+import subprocess
+
+import pytest
+
+from conftest import BUILD
+
+BENCH = BUILD / "tools" / "moonpool-bench"
+
+
+def bench(*words):
+    return subprocess.run([str(BENCH), *map(str, words)], text=True, timeout=300,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_ssd(tmp_path):
+    ended = bench("ssd", "--quick", "--rows", "restart-keys", "--directory", tmp_path,
+                  "--json", "-")
+    if "give --directory on a disk" in ended.stderr:
+        pytest.skip(ended.stderr.strip())
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads(ended.stdout)
+    assert report["mode"] == "ssd"
+    [row] = report["rows"]
+    assert row["id"] == "restart-keys"
+    assert row["ours"] == 1
+    assert row["verdict"] == "aim"
+    assert "keys served after a clean restart" in ended.stderr
+    assert os.listdir(tmp_path) == []  # nothing is left behind
+
+
+def test_ssd_refuses_memory():
+    ended = bench("ssd", "--quick", "--rows", "restart-keys", "--directory", "/dev/shm")
+    assert ended.returncode == 1
+    assert "is tmpfs, in memory" in ended.stderr

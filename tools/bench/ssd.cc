@@ -1,0 +1,233 @@
+#include "tools/bench/ssd.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <regex>
+#include <system_error>
+
+#include "tools/bench/clock.h"
+#include "tools/bench/failure.h"
+#include "tools/bench/pattern.h"
+#include "tools/bench/requests.h"
+#include "tools/bench/ssd_rows.h"
+
+namespace moonpool::bench {
+
+namespace {
+
+constexpr double kMemorySeconds = 60;  // how long a write is tried again after -OOM
+constexpr double kDemotionSeconds = 120;
+constexpr uint64_t kPageBytes = 4096;
+
+Row Template(std::string id, std::string name, std::string unit, Row::Better better,
+             double at_least, double aim, Row::Judged judged) {
+  Row row;
+  row.id = std::move(id);
+  row.name = std::move(name);
+  row.unit = std::move(unit);
+  row.better = better;
+  row.at_least = at_least;
+  row.aim = aim;
+  row.judged = judged;
+  return row;
+}
+
+const Row& TemplateOf(std::string_view id) {
+  for (const Row& row : SsdRowTable()) {
+    if (row.id == id) return row;
+  }
+  throw Failure("no row is called " + std::string(id));
+}
+
+}  // namespace
+
+const std::vector<Row>& SsdRowTable() {
+  using enum Row::Better;
+  using enum Row::Judged;
+  static const std::vector<Row> rows = {
+      Template("read-1m", "batch_get_into 1 MiB from SSD vs the disk's read", "GB/s", kHigher, 0.7,
+               0.95, kRatio),
+      Template("demote-1m", "demotion of 1 MiB values vs the disk's write", "GB/s", kHigher, 0.5,
+               0.9, kRatio),
+      Template("p99-disk", "p99 of small GETs, disk flat out vs idle", "us", kLower, 3, 1.5,
+               kRatio),
+      Template("memory-512m", "extra memory for a 512 MB value down and up", "MB", kLower, 64, 8,
+               kOurs),
+      Template("restart-keys", "keys served after a clean restart", "share", kHigher, 0.99, 1,
+               kOurs),
+      Template("start-1m", "start-up with a million keys on SSD", "s", kLower, 5, 1, kOurs),
+      Template("warm-seconds", "to 90 % of steady hits, restart vs cold", "s", kLower, 0.4, 0.1,
+               kRatio),
+      Template("warm-requests", "the same in requests", "requests", kLower, 0.4, 0.1, kRatio),
+  };
+  return rows;
+}
+
+SsdComparison::SsdComparison(const SsdModeOptions& options)
+    : options_(options),
+      moonpool_path_(FindMoonpoolServer(options.common.server)),
+      reps_(options.reps > 0       ? options.reps
+            : options.common.quick ? 1
+                                   : 5),
+      folder_(options.directory),
+      report_(NewReport(options.common, "ssd")) {
+  report_.settings["reps"] = reps_;
+  report_.settings["file_system"] = folder_.file_system();
+}
+
+bool SsdComparison::Wants(std::string_view id) const {
+  if (options_.rows.empty()) return true;
+  const std::regex expression(options_.rows, std::regex::icase);
+  const Row& row = TemplateOf(id);
+  return std::regex_search(row.id, expression) || std::regex_search(row.name, expression);
+}
+
+bool SsdComparison::WantsAny(std::initializer_list<std::string_view> ids) const {
+  return std::any_of(ids.begin(), ids.end(), [this](std::string_view id) { return Wants(id); });
+}
+
+std::unique_ptr<TestServer> SsdComparison::Server(const std::string& name, uint64_t memory_bytes,
+                                                  const std::vector<std::string>& flags) {
+  std::vector<std::string> all = {"--maxmemory",     std::to_string(memory_bytes),
+                                  "--ssd-directory", folder_.path() + "/" + name,
+                                  "--ssd-capacity",  "1tb"};
+  all.insert(all.end(), flags.begin(), flags.end());
+  auto server = TestServer::StartMoonpool(moonpool_path_, all);
+  report_.versions["moonpool"] = server->version();
+  return server;
+}
+
+void SsdComparison::RemoveDirectory(const std::string& name) const {
+  std::error_code ignored;
+  std::filesystem::remove_all(folder_.path() + "/" + name, ignored);
+}
+
+void SsdComparison::Measure(std::string_view id, int reps, const std::function<Pair()>& measure,
+                            const std::function<Json()>& details) {
+  std::vector<Pair> pairs;
+  for (int rep = 0; rep < reps; ++rep) {
+    pairs.push_back(measure());
+    const Pair& pair = pairs.back();
+    std::string text = TemplateOf(id).name + ": " + Short(pair.ours);
+    if (pair.theirs) text += " / " + Short(*pair.theirs);
+    Progress(text + " " + TemplateOf(id).unit);
+  }
+  Add(id, pairs, details ? details() : Json::object());
+}
+
+void SsdComparison::Add(std::string_view id, const std::vector<Pair>& pairs, Json details) {
+  if (!Wants(id)) return;
+  Row row = TemplateOf(id);
+  SetFromPairs(pairs, &row);
+  row.details = std::move(details);
+  report_.rows.push_back(std::move(row));
+}
+
+Report SsdComparison::Finish() {
+  std::vector<Row> ordered;
+  for (const Row& known : SsdRowTable()) {
+    for (const Row& row : report_.rows) {
+      if (row.id == known.id) ordered.push_back(row);
+    }
+  }
+  report_.rows = std::move(ordered);
+  return report_;
+}
+
+SsdValues::SsdValues(std::string prefix, uint64_t bytes, size_t batch)
+    : prefix_(std::move(prefix)),
+      bytes_(bytes),
+      batch_(batch),
+      memory_(MemoryBlock::Anonymous(bytes * batch)) {}
+
+void SsdValues::Name(uint64_t first, size_t count) {
+  names_.clear();
+  for (size_t i = 0; i < count; ++i) names_.push_back(NumberedKey(prefix_, first + i));
+  keys_.assign(names_.begin(), names_.end());
+}
+
+void SsdValues::Put(client::Client& client, uint64_t first, size_t count) {
+  Name(first, count);
+  std::vector<client::ConstBuffer> sources;
+  for (size_t i = 0; i < count; ++i) {
+    FillPattern(at(i), bytes_, first + i, 1);
+    sources.push_back({at(i), bytes_});
+  }
+  const Stopwatch watch;
+  for (;;) {
+    const auto results = client.BatchPutFrom(keys_, sources);
+    std::vector<std::string_view> refused;
+    std::vector<client::ConstBuffer> left;
+    for (size_t i = 0; i < results.size(); ++i) {
+      if (results[i].ok()) continue;
+      if (results[i].code != client::Code::kOutOfMemory || watch.seconds() > kMemorySeconds) {
+        ExpectOk({results[i]}, "BatchPutFrom");
+      }
+      refused.push_back(keys_[i]);
+      left.push_back(sources[i]);
+    }
+    if (refused.empty()) return;
+    keys_ = std::move(refused);
+    sources = std::move(left);
+  }
+}
+
+size_t SsdValues::Get(client::Client& client, uint64_t first, size_t count, bool all) {
+  Name(first, count);
+  std::vector<client::Buffer> buffers;
+  for (size_t i = 0; i < count; ++i) buffers.push_back({at(i), bytes_});
+  const auto results = client.BatchGetInto(keys_, buffers);
+  size_t good = 0;
+  for (size_t i = 0; i < count; ++i) {
+    if (results[i].code == client::Code::kMiss) continue;
+    ExpectOk({results[i]}, "BatchGetInto");
+    if (!CheckPattern(at(i), all ? bytes_ : std::min(bytes_, kPageBytes), first + i)) {
+      throw Failure("wrong bytes in " + names_[i]);
+    }
+    ++good;
+  }
+  return good;
+}
+
+int64_t TierNumber(TestServer& server, const std::string& field) {
+  return server.control().InfoNumber("tiers", "tier_ssd_" + field);
+}
+
+void WaitForDemotions(TestServer& server) {
+  const Stopwatch watch;
+  while (TierNumber(server, "demotion_queue") > 0) {
+    if (watch.seconds() > kDemotionSeconds) throw Failure("values do not reach the SSD");
+    usleep(10000);
+  }
+}
+
+int Ssd(const SsdModeOptions& options) {
+  if (options.list) {
+    std::string text;
+    for (const Row& row : SsdRowTable()) text += row.id + "\t" + row.name + "\n";
+    Print(options.common, text);
+    return 0;
+  }
+  SsdComparison comparison(options);
+  const auto& all = SsdRowTable();
+  if (std::none_of(all.begin(), all.end(), [&](const Row& r) { return comparison.Wants(r.id); })) {
+    throw Failure("--rows '" + options.rows + "' matches no row; ssd --list names them");
+  }
+  Progress("measuring in " + comparison.folder().path() + " (" + comparison.folder().file_system() +
+           ")");
+  for (const auto group : {SsdThroughputRows, SsdServerRows, SsdRestartRows, SsdWarmthRows}) {
+    group(comparison);
+  }
+  const Report report = comparison.Finish();
+  Print(options.common, Describe(report.machine) + "\n" + "moonpool " +
+                            report.versions.value("moonpool", "-") + ", " +
+                            comparison.folder().file_system() + ", direct I/O, medians of " +
+                            std::to_string(comparison.reps()) + "\n\n" + Table(report.rows) + "\n" +
+                            DetailTable(report.rows));
+  Finish(options.common, report);
+  return 0;
+}
+
+}  // namespace moonpool::bench
