@@ -253,7 +253,7 @@ Result<std::vector<uint64_t>> SsdIndex::Hot() const {
   if (status.IsNotFound()) return std::vector<uint64_t>();
   if (!status.ok()) return FailRocks("reading the SSD's index", status);
   std::vector<uint64_t> ids(value.size() / sizeof(uint64_t));
-  std::memcpy(ids.data(), value.data(), ids.size() * sizeof(uint64_t));
+  if (!ids.empty()) std::memcpy(ids.data(), value.data(), ids.size() * sizeof(uint64_t));
   return ids;
 }
 

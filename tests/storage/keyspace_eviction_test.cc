@@ -57,7 +57,7 @@ TEST_F(KeyspaceEvictionTest, LruOrdersByAge) {
   Store store(MaxmemoryPolicy::kAllKeysLru);
   for (int i = 0; i < kKeys; ++i) store.Set(Name(i), "value", (i + 1) * kSecond);
   const auto older_half = [](int i) { return i < kKeys / 2; };
-  EXPECT_LT(Surviving(store, kKeys / 2, (kKeys + 1) * kSecond, older_half), 0.25);
+  EXPECT_LT(Surviving(store, kKeys / 2, (kKeys + 1) * kSecond, older_half), 0.3);
 }
 
 TEST_F(KeyspaceEvictionTest, LruSurvivesItsClocksWrapAround) {
