@@ -150,6 +150,7 @@ def test_values_keep_names_and_times_across_tiers(client):
 
 def test_time_frees_the_ssd_without_reading(tiered, client):
     put_down(client, {f"dies:{i}": stamped("dies", i, 128 * KIB) for i in range(20)})
+    wait_for(lambda: tiers(tiered)["tier_ssd_demotion_queue"] == 0, "what pushed them down to follow")
     before = tiers(tiered)
     for i in range(20):
         client.pexpire(f"dies:{i}", 1)
