@@ -10,6 +10,7 @@
 
 #include "storage/extent_allocator.h"
 #include "storage/heap.h"
+#include "storage/unix_clock.h"
 
 namespace moonpool::storage {
 
@@ -29,12 +30,6 @@ constexpr size_t kWarmUpAhead = 4;
 int64_t MonotonicMs() {
   return std::chrono::duration_cast<std::chrono::milliseconds>(
              std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
-int64_t UnixMs() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
       .count();
 }
 

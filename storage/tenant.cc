@@ -7,6 +7,8 @@
 #include <cstring>
 #include <future>
 
+#include "storage/unix_clock.h"
+
 namespace moonpool::storage {
 
 namespace {
@@ -35,12 +37,6 @@ constexpr size_t kMostFinished = 4096;
 constexpr int64_t kFinishPauseMs = 100;
 // How long a value that comes up waits between two looks while write arenas are being emptied.
 constexpr int64_t kRetireMs = 5;
-
-int64_t UnixMs() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
 
 tl::unexpected<Error> Busy() {
   return Fail(ErrorCode::kBusy, "the SSD tier is slower than the writes");

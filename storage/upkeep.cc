@@ -4,18 +4,14 @@
 
 #include <chrono>
 
+#include "storage/unix_clock.h"
+
 namespace moonpool::storage {
 
 namespace {
 
 // How long memory pressure or a passed expiry may wait for the thread to look again.
 constexpr std::chrono::milliseconds kPause{10};
-
-int64_t UnixMilliseconds() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
 
 }  // namespace
 
@@ -36,7 +32,7 @@ Upkeep::~Upkeep() {
 void Upkeep::Run() {
   for (;;) {
     bool more = false;
-    for (Tenant* tenant : tenants_) more |= tenant->Maintain(UnixMilliseconds());
+    for (Tenant* tenant : tenants_) more |= tenant->Maintain(UnixMs());
     MutexLock lock(mu_);
     if (!stop_ && !more) stop_changed_.WaitFor(mu_, kPause);
     if (stop_) return;
