@@ -28,7 +28,6 @@ std::unique_ptr<Parked> Connection::Park(const Command* command, std::span<Argum
   auto parked = std::make_unique<Parked>();
   parked->command = command;
   parked->key_hash = key_hash;
-  parked->until_ms = loop_.now_ms() + loop_.server().config().number(Key::kSsdWait);
   parked->arguments.assign(arguments.begin(), arguments.end());
   size_t bytes = 0;
   for (const Argument& argument : arguments) bytes += argument.body == nullptr ? argument.size : 0;
@@ -48,7 +47,7 @@ void Connection::Wait(std::unique_ptr<Parked> parked, bool again) {
   Missing& missing = loop_.missing();
   if (!suspended_) event_del(&read_event_);
   suspended_ = true;
-  parked->tries += 1;
+  parked->tries += missing.values.empty() ? 0 : 1;
   parked->waiting = missing.values.size() + (missing.memory_bytes != 0 ? 1 : 0);
   parked_ = std::move(parked);
   for (const Missing::Value& value : missing.values) {
@@ -67,6 +66,9 @@ void Connection::Wait(std::unique_ptr<Parked> parked, bool again) {
   }
   if (!missing.values.empty()) tenant_->ReadAhead(missing.values.back().hash);
   if (missing.memory_bytes != 0) {
+    if (parked_->until_ms == 0) {
+      parked_->until_ms = loop_.now_ms() + loop_.server().config().number(Key::kMemoryWait);
+    }
     tenant_->memory_queue().Wait(missing.memory_bytes, parked_->until_ms, again,
                                  [&loop = loop_, id = id_] {
                                    loop.Post([&loop, id] {
@@ -103,7 +105,7 @@ void Connection::MemoryCameFree() {
 void Connection::WaitForBodyMemory(uint64_t bytes) {
   const bool again = body_until_ms_ != 0;
   if (!again) {
-    body_until_ms_ = loop_.now_ms() + loop_.server().config().number(Key::kSsdWait);
+    body_until_ms_ = loop_.now_ms() + loop_.server().config().number(Key::kMemoryWait);
   }
   suspended_ = true;
   event_del(&read_event_);
@@ -121,7 +123,7 @@ void Connection::RunAgain() {
   loop_.UpdateClock();
   loop_.scratch().set_resp(resp_);
   loop_.missing().final = parked->failed || parked->tries >= kMostTries ||
-                          (loop_.now_ms() >= parked->until_ms && parked->tries > 1);
+                          (parked->until_ms != 0 && loop_.now_ms() >= parked->until_ms);
   loop_.missing().came_up = parked->values;
   const Reply::Mark mark = loop_.scratch().mark();
   const std::span<Argument> arguments = parked->arguments;

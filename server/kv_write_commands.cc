@@ -173,16 +173,26 @@ void KvCommit(Context& c) {
     }
     return;
   }
+  // Memory first: while it is waited for, the reservations stay.
+  std::vector<Result<storage::WriteHandle>> copies;
+  for (size_t i = 0; i < *count; ++i) {
+    const size_t at = kFirstKey + i * 3;
+    const Session* session = c.connection.session();
+    const auto token = protocol::ParseUint64(c[at + 1]);
+    const uint64_t bytes =
+        session != nullptr && token ? session->ReservedBytes(*token, c[at]) : 0;
+    copies.push_back(bytes > 0 ? c.tenant.Reserve(bytes, c.now_ms) : storage::WriteHandle());
+    if (!copies.back() && c.WaitsForMemory(copies.back().error(), bytes)) return;
+  }
   auto all = std::make_shared<std::vector<Pending>>();
   for (size_t i = 0; i < *count; ++i) {
     Pending& pending = all->emplace_back(TakePending(c, kFirstKey + i * 3));
     if (!pending.error.empty()) continue;
-    auto target = c.tenant.Reserve(pending.reservation.handle.length(), c.now_ms);
-    if (target) {
-      pending.copy = std::move(*target);
+    if (copies[i]) {
+      pending.copy = std::move(*copies[i]);
     } else {
       c.loop.stats().oom_replies.Add();
-      pending.error = "OOM " + target.error().message;
+      pending.error = "OOM " + copies[i].error().message;
     }
   }
   // The bytes are copied on another thread; the connection goes on when that is done.

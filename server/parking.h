@@ -23,7 +23,7 @@ struct Parked {
   std::vector<std::pair<uint64_t, std::shared_ptr<storage::ValueRef>>> values;
   size_t waiting = 0;      // for so many more, or for memory
   int tries = 0;
-  int64_t until_ms = 0;    // the last try is then
+  int64_t until_ms = 0;    // how long it waits for memory; 0: it did not yet
   bool failed = false;     // something will not come
 };
 

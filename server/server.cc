@@ -151,7 +151,7 @@ Status Server::OpenSsd() {
   options.high_watermark = config_.real(Key::kSsdHighWatermark);
   options.evict_ratio = config_.real(Key::kSsdEvictRatio);
   options.queue_bytes = bytes(Key::kSsdQueue);
-  options.wait_ms = config_.number(Key::kSsdWait);
+  options.wait_ms = config_.number(Key::kMemoryWait);
   options.readers = static_cast<int>(config_.number(Key::kSsdReaders));
   options.write_through = config_.number(Key::kSsdWritePolicy) == 1;
   const auto start = std::chrono::steady_clock::now();

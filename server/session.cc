@@ -180,6 +180,13 @@ std::optional<uint64_t> Session::AddReservation(Reservation reservation) {
   return token;
 }
 
+uint64_t Session::ReservedBytes(uint64_t token, std::string_view key) const {
+  const auto found = reservations_.find(token);
+  return found == reservations_.end() || found->second.key != key
+             ? 0
+             : found->second.handle.length();
+}
+
 std::optional<Session::Reservation> Session::TakeReservation(uint64_t token,
                                                              std::string_view key) {
   const auto found = reservations_.find(token);

@@ -10,6 +10,10 @@ namespace {
 // One look for values in draining regions: less than a millisecond when each slot is a cache miss.
 constexpr size_t kSlotsPerLook = 8192;
 
+// A draining region without progress for so long is not waited for.  Clients unmap within
+// milliseconds, on a busy machine within tenths of seconds.
+constexpr std::chrono::seconds kPatience{1};
+
 // Unique within the process, so that no session can take one tenant's region for another's.
 std::atomic<uint32_t> next_region_id{1};
 
@@ -188,6 +192,7 @@ void ExtentPool::FreeExtent(const Extent& extent) {
   PoolRegion& region = *regions_.at(extent.region->id());
   region.allocator.Free(extent.offset, extent.length);
   --region.extents;
+  if (region.draining) region.progress = std::chrono::steady_clock::now();
   generations_->GiveBack(extent.slot);
   budget_->AddExtent(-static_cast<int64_t>(ExtentAllocator::RoundUp(extent.length)));
 }
@@ -263,12 +268,23 @@ void ExtentPool::SessionEnded(SessionId session) {
 
 void ExtentPool::DrainRegion(PoolRegion& region) {
   region.draining = true;
+  region.progress = std::chrono::steady_clock::now();
   region.populating = false;
   if (region.region->kind() == Region::Kind::kShared) {
     std::erase(shared_, &region);
   } else {
     std::erase(arenas_[region.session], &region);
   }
+}
+
+bool ExtentPool::Progresses(const PoolRegion& region) {
+  return region.draining && std::chrono::steady_clock::now() - region.progress < kPatience;
+}
+
+bool ExtentPool::Emptying() const {
+  MutexLock lock(mu_);
+  return std::any_of(regions_.begin(), regions_.end(),
+                     [](const auto& entry) { return Progresses(*entry.second); });
 }
 
 bool ExtentPool::RetireOne(Sparing sparing) {
@@ -278,10 +294,8 @@ bool ExtentPool::RetireOne(Sparing sparing) {
   PoolRegion* best = nullptr;
   double best_share = 2;
   for (const auto& [id, region] : regions_) {
-    if (region->draining) {
-      if (region->extents > 0) return true;  // one at a time
-      continue;  // empty: it only waits for its last writer to unmap it, which may be never
-    }
+    if (Progresses(*region)) return true;
+    if (region->draining) continue;
     const bool shared = region->region->kind() == Region::Kind::kShared;
     if (shared && shared_.size() < 2) continue;
     const uint64_t free = region->allocator.free_bytes();

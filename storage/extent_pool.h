@@ -15,6 +15,7 @@
 // every handle.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -95,9 +96,14 @@ class ExtentPool {
   static constexpr uint64_t kPopulateSlice = 32ull << 20;
   // Starts to drain the region that is cheapest to empty, so that its memory can be used
   // otherwise.  `sparing` says whose values may be lost when the other shared regions have no room
-  // for them: any region's, only an arena's, nobody's.  False: no region qualifies.
+  // for them: any region's, only an arena's, nobody's.  One at a time: nothing more is begun while
+  // one is Emptying().  False: no region qualifies.
   enum class Sparing { kNone, kShared, kAll };
   bool RetireOne(Sparing sparing = Sparing::kNone);
+  // Whether a region's memory is on its way back: values are leaving it, or clients are about to
+  // unmap it.  One that made no progress for a while (held values, a client that is stopped) does
+  // not count.  Any thread.
+  bool Emptying() const;
   // Some values in draining regions, about `count`: other ones with each call, in turn.  May look in
   // vain; it holds the lock for a short while only.
   std::vector<ValueRef> Draining(size_t count);
@@ -126,6 +132,7 @@ class ExtentPool {
     bool populating = true;
     uint64_t populated = 0;  // bytes faulted in ahead, from the start
     uint64_t extents = 0;
+    std::chrono::steady_clock::time_point progress;  // of its draining
   };
 
   ExtentPool(const PoolOptions& options, MemoryBudget* budget)
@@ -136,6 +143,7 @@ class ExtentPool {
       REQUIRES(mu_);
   Status AddRegion(Region::Kind kind, SessionId session, uint64_t least_bytes) EXCLUDES(mu_);
   void DrainRegion(PoolRegion& region) REQUIRES(mu_);
+  static bool Progresses(const PoolRegion& region);
   static void AddAliases(BulkValue* first, std::vector<ValueRef>* values);
   bool PopulateSlice(uint64_t bytes) EXCLUDES(mu_);
   void FreeExtent(const Extent& extent) REQUIRES(mu_);

@@ -26,8 +26,8 @@ constexpr size_t kMovesPerSlice = 4;
 // Victims looked at before a round gives up: those spared go to the far end, so the next round
 // meets others.
 constexpr int kVictimsPerRound = 1024;
-// A reservation that still fails after this much was evicted for it is refused: what was freed
-// lies where it does not help (other sessions' arenas, scattered pieces).
+// A reservation that still fails after this much was evicted for it: what was freed lies where it
+// does not help (other sessions' arenas, scattered pieces).  Then a region is to be emptied.
 constexpr uint64_t kEvictionFactor = 16;
 constexpr uint64_t kEvictionFloor = 64ull << 20;
 // Before that, once a few times its length was evicted in vain, regions that are being emptied are
@@ -35,12 +35,6 @@ constexpr uint64_t kEvictionFloor = 64ull << 20;
 constexpr uint64_t kFinishFactor = 4;
 constexpr size_t kMostFinished = 4096;
 constexpr int64_t kFinishPauseMs = 100;
-// How long a value that comes up waits between two looks while write arenas are being emptied.
-constexpr int64_t kRetireMs = 5;
-
-tl::unexpected<Error> Busy() {
-  return Fail(ErrorCode::kBusy, "the SSD tier is slower than the writes");
-}
 
 uint64_t RoundToHugePages(uint64_t bytes) {
   return std::max<uint64_t>(bytes / kHugePageBytes, 1) * kHugePageBytes;
@@ -108,16 +102,10 @@ Result<WriteHandle> Tenant::ReserveAndWait(uint64_t length, int64_t wait_ms) {
   for (bool again = false;; again = true) {
     auto handle = Reserve(length, UnixMs());
     const int64_t now_ms = UnixMs();
-    if (handle || now_ms >= until_ms || !pool_->CouldHold(length) ||
-        keyspace_->policy() == MaxmemoryPolicy::kNoEviction) {
-      return handle;
-    }
-    // Not busy: what was evicted was in write arenas, and comes back when upkeep has retired one.
-    const bool busy = handle.error().code == ErrorCode::kBusy;
-    const int64_t wake_ms = busy ? until_ms : std::min(until_ms, now_ms + kRetireMs);
+    if (handle || now_ms >= until_ms || handle.error().code != ErrorCode::kBusy) return handle;
     const auto woken = std::make_shared<std::promise<void>>();
-    memory_queue_.Wait(length, wake_ms, again, [woken] { woken->set_value(); });
-    woken->get_future().wait_for(std::chrono::milliseconds(wake_ms - now_ms));
+    memory_queue_.Wait(length, until_ms, again, [woken] { woken->set_value(); });
+    woken->get_future().wait_for(std::chrono::milliseconds(until_ms - now_ms));
   }
 }
 
@@ -140,20 +128,37 @@ Result<WriteHandle> Tenant::ReserveWith(SessionId session, uint64_t length, int6
                 "a value of " + std::to_string(length) +
                     " bytes fits into no region; raise region-size or maxmemory");
   }
+  // Whether memory is, or can be made to be, on its way.
+  const auto retire = [&] {
+    using Sparing = ExtentPool::Sparing;
+    const bool keep_all = keyspace_->policy() == MaxmemoryPolicy::kNoEviction;
+    return pool_->RetireOne(keep_all ? Sparing::kAll : Sparing::kShared);
+  };
   const uint64_t most = std::max(length * kEvictionFactor, kEvictionFloor);
+  const auto busy = [&] {
+    return Fail(ErrorCode::kBusy, handle.error().message + " yet: memory is being emptied");
+  };
   for (uint64_t evicted = 0; evicted < most;) {
-    if (coming_bytes() >= length) return Busy();
-    const bool finished = evicted >= kFinishFactor * length && FinishDraining(now_ms);
+    if (coming_bytes() >= length) return busy();
+    const bool in_vain = evicted >= kFinishFactor * length;
+    const bool waits = Roomy(length) && pool_->Emptying();
+    const bool finished = (in_vain || waits) && FinishDraining(now_ms);
+    if (!finished && (waits || (in_vain && retire()))) return busy();
     const uint64_t bytes = finished ? 0 : EvictOneBulk(now_ms);
-    if (!finished && bytes == 0 && !FinishDraining(now_ms)) {
-      if (coming_bytes() > 0) return Busy();
-      break;
-    }
+    if (!finished && bytes == 0 && !FinishDraining(now_ms)) break;
     evicted += bytes;
     handle = reserve();
     if (handle || handle.error().code != ErrorCode::kOutOfMemory) return handle;
   }
+  if (coming_bytes() > 0 || retire()) return busy();
   return handle;
+}
+
+bool Tenant::Roomy(uint64_t bytes) const {
+  const double low = high_watermark_.load(std::memory_order_relaxed) -
+                     evict_ratio_.load(std::memory_order_relaxed);
+  return static_cast<double>(budget_.used_bytes() + bytes) <=
+         low * static_cast<double>(budget_.limit());
 }
 
 bool Tenant::FinishDraining(int64_t now_ms) {

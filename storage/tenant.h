@@ -56,8 +56,8 @@ class Tenant {
   ReadAheadWindow& read_ahead() { return bulk_policy_.read_ahead(); }
 
   // Extents for a value of `length` bytes; evicts to make room.  kOutOfMemory: nothing is
-  // evictable, or the value fits into no region.  kBusy: values must reach the SSD first; wait in
-  // memory_queue() and try again.
+  // evictable, or the value fits into no region.  kBusy: memory is on its way (values to the SSD,
+  // regions that values and clients leave); wait in memory_queue() and try again.
   Result<WriteHandle> Reserve(uint64_t length, int64_t now_ms);
   Result<WriteHandle> ReserveInArena(SessionId session, uint64_t length, int64_t now_ms);
 
@@ -105,6 +105,8 @@ class Tenant {
   Outcome Evict(const ValueRef& value, int64_t now_ms, bool ignore_soft_pins);
   // For the tier's own threads.
   Result<WriteHandle> ReserveAndWait(uint64_t length, int64_t wait_ms);
+  // With that many bytes more in use eviction would be over, below the low watermark.
+  bool Roomy(uint64_t bytes) const;
   uint64_t coming_bytes() const { return ssd_ != nullptr ? ssd_->queued_bytes() : 0; }
   Result<WriteHandle> ReserveWith(SessionId session, uint64_t length, int64_t now_ms);
   bool EvictToLimit(int64_t now_ms);

@@ -227,7 +227,7 @@ def test_descriptors_are_of_values_that_came_up(tiered, client):
 
 def test_libmoonpool_reads_what_is_on_the_ssd(tmp_path, start_server):
     server = start_server("--ssd-directory", tmp_path / "ssd", "--region-size", "8mb",
-                          "--arena-size", "4mb", "--ssd-wait", "30000", *FLAGS, memory="96mb")
+                          "--arena-size", "4mb", "--memory-wait", "30000", *FLAGS, memory="96mb")
     stressed = [StressClient(server.port, mode, seed, keys=250)
                 for seed, mode in enumerate(["mixed", "write", "read"])]
     wait_for(lambda: tiers(server)["tier_ssd_hits"] > 100, "reads from the SSD")

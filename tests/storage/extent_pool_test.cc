@@ -450,7 +450,7 @@ TEST_F(ExtentPoolTest, AnArenaThatWasNeverMappedGoesAtOnce) {
   pool_->SessionEnded(77);  // never had one
 }
 
-TEST_F(ExtentPoolTest, AnArenaSomebodyClingsToDoesNotStopRetiring) {
+TEST_F(ExtentPoolTest, AnArenaSomebodyClingsToIsWaitedForOnlyForAWhile) {
   auto handle = pool_->ReserveInArena(1, 5000);
   const uint32_t arena = handle->extent().region->id();
   const ClientMapping client(handle->extent().region->fd(), 2 * kMiB, PROT_READ | PROT_WRITE);
@@ -460,9 +460,17 @@ TEST_F(ExtentPoolTest, AnArenaSomebodyClingsToDoesNotStopRetiring) {
   ASSERT_TRUE(Info(arena));
   const ValueRef first = MakeBulk(*pool_, std::string(2 * kMiB, 'a'));
   const ValueRef second = MakeBulk(*pool_, std::string(kMiB + kPage, 'b'));
-  ASSERT_TRUE(pool_->RetireOne());
-  EXPECT_TRUE(Info(second->extent().region->id())->draining ||
-              Info(first->extent().region->id())->draining);
+  EXPECT_TRUE(pool_->Emptying());
+  EXPECT_TRUE(pool_->RetireOne());
+  const auto begun = [&] {
+    return Info(second->extent().region->id())->draining ||
+           Info(first->extent().region->id())->draining;
+  };
+  EXPECT_FALSE(begun());
+  EXPECT_TRUE(Eventually([&] { return !pool_->Emptying(); }));
+  EXPECT_TRUE(pool_->RetireOne());
+  EXPECT_TRUE(begun());
+  EXPECT_TRUE(pool_->Emptying());
 }
 
 TEST_F(ExtentPoolTest, ArenasLeaveRoomForTheFirstSharedRegion) {

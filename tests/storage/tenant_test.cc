@@ -48,11 +48,13 @@ std::string Contents(int i, size_t bytes) {
   return contents;
 }
 
-// SET of a bulk value; false when it was refused.
+// SET of a bulk value; false when it was refused or would have to wait.
 bool SetBulk(Tenant& tenant, const std::string& key, const std::string& bytes, int64_t now_ms = 1) {
   auto handle = tenant.Reserve(bytes.size(), now_ms);
   if (!handle) {
-    EXPECT_EQ(handle.error().code, ErrorCode::kOutOfMemory) << handle.error().message;
+    const ErrorCode code = handle.error().code;
+    EXPECT_TRUE(code == ErrorCode::kOutOfMemory || code == ErrorCode::kBusy)
+        << handle.error().message;
     return false;
   }
   std::memcpy(handle->data(), bytes.data(), bytes.size());
@@ -601,6 +603,40 @@ TEST(TenantArenaTest, AnArenaThatLiesIdleIsRetiredWhenOthersNeedTheMemory) {
     tenant->Maintain(1);
   }
   EXPECT_GT(tenant->budget().extent_bytes(), 4 * kMiB);
+}
+
+TEST(TenantArenaTest, WhatIsFreeInOthersArenasIsWaitedForAndNotEvictedInVain) {
+  constexpr uint64_t kQuota = 160 * kMiB;
+  for (const auto policy : kEvicting) {
+    const auto tenant = MakeTenant(SmallTenant(policy, kQuota));
+    std::vector<std::unique_ptr<Client>> clients;
+    std::map<uint32_t, Client*> owners;
+    tenant->pool().set_on_gone([&](uint32_t region) {
+      const auto owner = owners.find(region);
+      if (owner != owners.end()) owner->second->Unmap();
+    });
+    int key = 0;
+    for (SessionId session = 1; tenant->budget().region_bytes() + 4 * kMiB <= kQuota; ++session) {
+      clients.push_back(std::make_unique<Client>(*tenant, session));
+      for (int i = 0; i < 4; ++i) {
+        owners[clients.back()->Put(Name(key), Contents(key, 500'000))] = clients.back().get();
+        ++key;
+      }
+    }
+    // Nothing has room for the server's own values but the last shared region.
+    for (int round = 0; round < 40; ++round) {
+      for (int tries = 0; !SetBulk(*tenant, "own:" + Name(round), Contents(round, 500'000));) {
+        const auto refused = tenant->Reserve(500'000, 1);
+        if (!refused) {
+          ASSERT_EQ(refused.error().code, ErrorCode::kBusy) << refused.error().message;
+        }
+        tenant->Maintain(1);
+        ASSERT_LT(++tries, 1000);
+      }
+      // What they evicted was for themselves: 5 % are below the low watermark for a moment.
+      EXPECT_GT(tenant->budget().extent_bytes(), kQuota / 100 * 80) << round;
+    }
+  }
 }
 
 // --- tenants apart -------------------------------------------------------------------------------

@@ -164,7 +164,7 @@ void MemoryRow(SsdComparison& comparison) {
       [&] {
         // Room for one such value, so that a second one sends the first one down.
         const auto server = comparison.Server("memory", 640 * kMiB,
-                                              {"--region-size", "512mb", "--ssd-wait", "60000"});
+                                              {"--region-size", "512mb", "--memory-wait", "60000"});
         server->WaitUntilPopulated();
         const auto client = ConnectClient(server->url());
         SsdValues values("large:", kValueBytes, 1);
