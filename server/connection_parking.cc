@@ -67,7 +67,9 @@ void Connection::Wait(std::unique_ptr<Parked> parked, bool again) {
   if (!missing.values.empty()) tenant_->ReadAhead(missing.values.back().hash);
   if (missing.memory_bytes != 0) {
     if (parked_->until_ms == 0) {
-      parked_->until_ms = loop_.now_ms() + loop_.server().config().number(Key::kMemoryWait);
+      parked_->until_ms =
+          loop_.now_ms() + storage::MemoryWaitMs(loop_.server().config().number(Key::kMemoryWait),
+                                                 missing.memory_bytes);
     }
     tenant_->memory_queue().Wait(missing.memory_bytes, parked_->until_ms, again,
                                  [&loop = loop_, id = id_] {
@@ -105,7 +107,9 @@ void Connection::MemoryCameFree() {
 void Connection::WaitForBodyMemory(uint64_t bytes) {
   const bool again = body_until_ms_ != 0;
   if (!again) {
-    body_until_ms_ = loop_.now_ms() + loop_.server().config().number(Key::kMemoryWait);
+    body_until_ms_ =
+        loop_.now_ms() +
+        storage::MemoryWaitMs(loop_.server().config().number(Key::kMemoryWait), bytes);
   }
   suspended_ = true;
   event_del(&read_event_);

@@ -226,12 +226,13 @@ void Locate(Context& c) {
   }
   c.loop.stats().keyspace_hits.Add(hits);
   c.loop.stats().keyspace_misses.Add(*count - hits);
-  keyspace.NoteBatch(std::span(hashes).first(not_inline), storage::BatchKind::kRead);
+  const bool counts =
+      keyspace.NoteBatch(std::span(hashes).first(not_inline), storage::BatchKind::kRead);
   if (used.empty()) return;
   std::vector<storage::BulkValue*> values;
   values.reserve(used.size());
   for (const storage::ValueRef& value : used) values.push_back(value.get());
-  if (keyspace.Touch(values) > 0) c.tenant.ReadAhead(values.back()->owner_hash());
+  if (keyspace.Touch(values, counts) > 0) c.tenant.ReadAhead(values.back()->owner_hash());
 }
 
 template <typename Act>

@@ -14,7 +14,7 @@ class OutputQueue {
  public:
   // What one call of Send() may move: large replies take turns with each other, and shorter turns
   // while other clients of the loop wait for small ones.
-  static constexpr size_t kSendBudget = 256 * 1024;
+  static constexpr size_t kSendBudget = 1024 * 1024;
   static constexpr size_t kSharedBudget = 32 * 1024;
 
   bool empty() const { return pieces_.empty(); }

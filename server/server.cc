@@ -242,6 +242,12 @@ void Server::InstallHooks() {
     return {};
   };
   config_.OnChange(Key::kMaxMemorySamples, samples);
+  const auto learn_rate = [this]() -> Status {
+    default_tenant().keyspace().set_learn_rate(
+        static_cast<uint64_t>(config_.number(Key::kPrefixLearnRate)));
+    return {};
+  };
+  config_.OnChange(Key::kPrefixLearnRate, learn_rate);
   const auto log_level = [this]() -> Status {
     SetLogLevel(static_cast<LogLevel>(config_.number(Key::kLogLevel)));
     return {};
@@ -250,7 +256,7 @@ void Server::InstallHooks() {
   config_.OnChange(Key::kPrefer,
                    [this] { return placement_.Configure(config_.text(Key::kPrefer)); });
   password_required_ = !config_.text(Key::kRequirePass).empty();
-  [[maybe_unused]] const Status applied[] = {lfu(), samples(), prefetch_window()};
+  [[maybe_unused]] const Status applied[] = {lfu(), samples(), learn_rate(), prefetch_window()};
 }
 
 Status Server::Start() {

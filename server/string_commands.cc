@@ -175,7 +175,9 @@ void MGet(Context& c) {
       replies.Whole(lock[i], entry);
     }
   }
-  if (!c.loop.missing().any()) c.keyspace().NoteBatch(hashes, storage::BatchKind::kRead);
+  if (!c.loop.missing().any() && !c.keyspace().NoteBatch(hashes, storage::BatchKind::kRead)) {
+    replies.DoNotCount();
+  }
 }
 
 void MSetGeneric(Context& c, bool if_absent) {

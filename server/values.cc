@@ -149,7 +149,7 @@ ValueReplies::~ValueReplies() {
   std::vector<storage::BulkValue*> values;
   values.reserve(used_.size());
   for (const storage::ValueRef& value : used_) values.push_back(value.get());
-  if (context_.keyspace().Touch(values) > 0) {
+  if (context_.keyspace().Touch(values, counts_) > 0) {
     context_.tenant.ReadAhead(values.back()->owner_hash());
   }
 }

@@ -38,9 +38,12 @@ class ValueReplies {
   bool Whole(const storage::Keyspace::Key& key, const storage::Entry* entry);
   // [offset, offset + length) of it.  REQUIRES: it is in memory, if only for this command.
   void Part(const storage::Entry& entry, uint64_t offset, uint64_t length);
+  // What Keyspace::NoteBatch() said of the command.
+  void DoNotCount() { counts_ = false; }
 
  private:
   Context& context_;
+  bool counts_ = true;
   std::vector<storage::ValueRef> used_;
 };
 

@@ -1,6 +1,16 @@
 #include "storage/bulk_policy.h"
 
+#include <algorithm>
+#include <chrono>
+
 namespace moonpool::storage {
+
+namespace {
+
+// A pause that long makes up for as much learning at once.
+constexpr int64_t kBurstNs = 250'000'000;
+
+}  // namespace
 
 std::unique_ptr<EvictionPolicy> MakeEvictionPolicy(MaxmemoryPolicy policy) {
   switch (policy) {
@@ -64,7 +74,7 @@ void BulkPolicy::Replace(BulkValue* value, BulkValue* replacement) {
   policy_->Replace(value, replacement);
 }
 
-size_t BulkPolicy::Touch(std::span<BulkValue* const> values) {
+size_t BulkPolicy::Touch(std::span<BulkValue* const> values, bool counts) {
   size_t ahead = 0;
   {
     MutexLock lock(mu_);
@@ -72,17 +82,38 @@ size_t BulkPolicy::Touch(std::span<BulkValue* const> values) {
       const BulkValue::Arrival arrival = value->TakeArrival();
       ahead += arrival == BulkValue::Arrival::kAhead ? 1 : 0;
       // The read that a value came up for is not yet a reason to keep it.
-      if (arrival == BulkValue::Arrival::kNone && value->in_policy) policy_->Access(value);
+      if (counts && arrival == BulkValue::Arrival::kNone && value->in_policy) {
+        policy_->Access(value);
+      }
     }
   }
   for (size_t i = 0; i < ahead; ++i) read_ahead_.Useful();
   return ahead;
 }
 
-void BulkPolicy::NoteBatch(std::span<const uint64_t> key_hashes, BatchKind kind) {
-  if (!wants_batches() || key_hashes.size() < 2) return;
+bool BulkPolicy::NoteBatch(std::span<const uint64_t> key_hashes, BatchKind kind) {
+  if (!wants_batches() || key_hashes.size() < 2) return true;
+  if (kind != BatchKind::kWrite && !LearnsNow(key_hashes.size())) return false;
   MutexLock lock(mu_);
   policy_->Batch(key_hashes, kind);
+  return true;
+}
+
+void BulkPolicy::set_learn_rate(uint64_t keys_s) {
+  learn_ns_.store(keys_s == 0 ? 0 : std::max<int64_t>(1, 1'000'000'000 / static_cast<int64_t>(keys_s)),
+                  std::memory_order_relaxed);
+}
+
+// A leaky bucket.  Threads that race here learn from one command more.
+bool BulkPolicy::LearnsNow(size_t keys) {
+  const int64_t ns = learn_ns_.load(std::memory_order_relaxed);
+  if (ns == 0) return true;
+  const int64_t now = std::chrono::steady_clock::now().time_since_epoch().count();
+  const int64_t until = learned_until_.load(std::memory_order_relaxed);
+  if (until > now) return false;
+  learned_until_.store(std::max(until, now - kBurstNs) + ns * static_cast<int64_t>(keys),
+                       std::memory_order_relaxed);
+  return true;
 }
 
 size_t BulkPolicy::Successors(uint64_t key_hash, std::span<uint64_t> out) {

@@ -51,13 +51,18 @@ class BulkPolicy {
   void Unlink(BulkValue* value, bool evicted);  // nothing when it is not linked
   void Replace(BulkValue* value, BulkValue* replacement);
   // Values just read, in order.  The caller holds a reference to each; one that was unlinked
-  // meanwhile is passed over.  Returns how many of them had been read ahead.
-  size_t Touch(std::span<BulkValue* const> values);
+  // meanwhile is passed over.  Returns how many of them had been read ahead.  `counts`: what
+  // NoteBatch() said of the command they were read by.
+  size_t Touch(std::span<BulkValue* const> values, bool counts = true);
   // The keys of one command in their order, before its Link() and Touch().  Costs nothing while
   // the policy does not care or nothing was ever linked, or with a single key; whoever
-  // would gather the hashes for this alone asks first.
+  // would gather the hashes for this alone asks first.  False: there are more batches than the
+  // policy is to learn from, and reading the values of this one is no use to it either.
   bool wants_batches() const { return wants_batches_.load(std::memory_order_relaxed); }
-  void NoteBatch(std::span<const uint64_t> key_hashes, BatchKind kind);
+  bool NoteBatch(std::span<const uint64_t> key_hashes, BatchKind kind);
+  // How many keys a second a policy learns from at most, when they are only read; 0: any number.
+  // Of more it takes a sample of the commands, so that learning costs no more than so much.
+  void set_learn_rate(uint64_t keys_s);
   // See EvictionPolicy::Successors.
   size_t Successors(uint64_t key_hash, std::span<uint64_t> out);
   ReadAheadWindow& read_ahead() { return read_ahead_; }
@@ -67,11 +72,15 @@ class BulkPolicy {
   void Spare(const ValueRef& value);
 
  private:
+  bool LearnsNow(size_t keys);
+
   ReadAheadWindow read_ahead_;
   Mutex mu_;
   std::unique_ptr<EvictionPolicy> policy_ PT_GUARDED_BY(mu_);
   // What wants_batches() says: the policy does, and something was ever linked.
   std::atomic<bool> wants_batches_{false};
+  std::atomic<int64_t> learn_ns_{0};        // a key's share of the time; 0: no limit
+  std::atomic<int64_t> learned_until_{0};   // steady clock: what was learned from took until then
 };
 
 }  // namespace moonpool::storage

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <string_view>
@@ -24,6 +25,14 @@ struct SsdPlace {
   uint64_t length : 56 = 0;       // bytes of the value
   uint64_t chunk_shift : 8 = 0;   // it is stored in chunks of 2^chunk_shift bytes
 
+  // `chunk_bytes`: a power of two.
+  static SsdPlace At(uint64_t id, uint64_t length, uint32_t chunk_bytes) {
+    SsdPlace place;
+    place.id = id;
+    place.length = length & ((uint64_t{1} << 56) - 1);
+    place.chunk_shift = static_cast<uint8_t>(std::bit_width(chunk_bytes) - 1);
+    return place;
+  }
   explicit operator bool() const { return id != 0; }
   uint32_t chunk_bytes() const { return uint32_t{1} << chunk_shift; }
 };

@@ -31,6 +31,8 @@ void* MapHugePages(extent_hooks_t*, void* wanted, size_t bytes, size_t alignment
                    bool* commit, unsigned) {
   if (wanted != nullptr) return nullptr;  // no particular address
   alignment = std::max(alignment, kHugePage);
+  // With the rest of the last huge page, or the end would lie in small ones.
+  bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
   void* const hole = mmap(nullptr, bytes + alignment, PROT_READ | PROT_WRITE,
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (hole == MAP_FAILED) return nullptr;

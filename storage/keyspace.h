@@ -217,15 +217,18 @@ class Keyspace {
   MaxmemoryPolicy policy() const { return policy_.load(std::memory_order_relaxed); }
   void set_lfu_options(const LfuOptions& options);
   LfuOptions lfu_options() const;
+  void set_learn_rate(uint64_t keys_s) { bulk_policy_->set_learn_rate(keys_s); }
   void set_samples(uint32_t samples) { samples_.store(samples, std::memory_order_relaxed); }
 
   // Returns how many of them had been read ahead.
-  size_t Touch(std::span<BulkValue* const> values) { return bulk_policy_->Touch(values); }
+  size_t Touch(std::span<BulkValue* const> values, bool counts = true) {
+    return bulk_policy_->Touch(values, counts);
+  }
   // The keys of one command in their order, but for those of inline values; before Touch() and
   // before anything is stored.  Gather them only if somebody wants them.
   bool wants_batches() const { return bulk_policy_->wants_batches(); }
-  void NoteBatch(std::span<const uint64_t> hashes, BatchKind kind) {
-    bulk_policy_->NoteBatch(hashes, kind);
+  bool NoteBatch(std::span<const uint64_t> hashes, BatchKind kind) {
+    return bulk_policy_->NoteBatch(hashes, kind);
   }
   KeyspaceStats stats() const {
     return {expired_.load(std::memory_order_relaxed), evicted_.load(std::memory_order_relaxed)};

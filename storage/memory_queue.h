@@ -12,6 +12,13 @@
 
 namespace moonpool::storage {
 
+// How long `bytes` of memory are waited for, when a usual value is waited for so long: what must go
+// to the SSD for a large one takes its time.
+constexpr int64_t MemoryWaitMs(int64_t usual_ms, uint64_t bytes) {
+  constexpr uint64_t kUsualBytes = 64 << 20;
+  return usual_ms * static_cast<int64_t>(1 + bytes / kUsualBytes);
+}
+
 class MemoryQueue {
  public:
   // Calls, on another thread or at once, when it is worth to try again: memory for those in front

@@ -123,6 +123,12 @@ Status DistrustSsdDirectory(const std::string& directory) {
   return {};
 }
 
+Status SyncSsdDirectory(const std::string& directory) {
+  const UniqueFd folder(open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!folder || syncfs(folder.get()) != 0) return FailHere("syncing " + directory);
+  return {};
+}
+
 bool DirectIoWorks(const std::string& directory) {
   const std::string path = directory + "/format";
   return static_cast<bool>(UniqueFd(open(path.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC)));

@@ -20,6 +20,9 @@ bool SsdDirectoryTrusted(const std::string& directory);
 Status TrustSsdDirectory(const std::string& directory);
 Status DistrustSsdDirectory(const std::string& directory);
 
+// Everything written to the directory so far, by whomever, survives a crash of the machine.
+Status SyncSsdDirectory(const std::string& directory);
+
 // Whether files of the directory can be opened with O_DIRECT.
 bool DirectIoWorks(const std::string& directory);
 

@@ -135,12 +135,13 @@ void SsdWatch::OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Sta
 rocksdb::Options SsdDatabaseOptions(const SsdOptions& options, const SsdShared& shared,
                                     std::shared_ptr<SsdWatch> watch) {
   rocksdb::Options result;
-  if (options.env != nullptr) result.env = options.env;
+  result.env = shared.env.get();
   result.create_if_missing = true;
   result.listeners.push_back(std::move(watch));
   result.rate_limiter = shared.rate_limiter;
-  // Two flushes at once: while one waits for its fsync the other writes.
-  result.max_background_flushes = 2;
+  // With two at once a failing one makes RocksDB 7.8 forget the other (it was taken off the count of
+  // unscheduled flushes, but not off their queue), and Resume() waits for it forever.
+  result.max_background_flushes = 1;
   result.max_background_compactions = std::max(1, options.background_threads - 1);
   result.max_open_files = MaxOpenFiles();
   // Its own attempts would make writers wait for as long as a disk is full.
@@ -148,6 +149,8 @@ rocksdb::Options SsdDatabaseOptions(const SsdOptions& options, const SsdShared& 
   // A store of many files opens fast; a file that is not right is found by who reads it.
   result.skip_stats_update_on_db_open = true;
   result.skip_checking_sst_file_sizes_on_db_open = true;
+  // Each flush would look at every file there is.
+  result.force_consistency_checks = false;
   // Two small files that tell of trouble alone.
   result.info_log_level = rocksdb::InfoLogLevel::WARN_LEVEL;
   result.max_log_file_size = 1 << 20;

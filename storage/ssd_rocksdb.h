@@ -62,6 +62,7 @@ class SsdWatch : public rocksdb::EventListener {
 struct SsdShared {
   std::shared_ptr<rocksdb::RateLimiter> rate_limiter;  // null: no limit
   bool direct_io = true;                               // what the file system can do
+  std::unique_ptr<rocksdb::Env> env;                   // see ssd_file_system.h
 };
 
 rocksdb::Options SsdDatabaseOptions(const SsdOptions& options, const SsdShared& shared,

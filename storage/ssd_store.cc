@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <system_error>
 
+#include "storage/ssd_file_system.h"
 #include "storage/ssd_files.h"
 #include "storage/ssd_index.h"
 #include "storage/ssd_payload.h"
@@ -60,6 +61,7 @@ Result<std::unique_ptr<SsdStore>> SsdStore::Open(const SsdOptions& options) {
 SsdStore::SsdStore(const SsdOptions& options, UniqueFd lock)
     : options_(options), lock_(std::move(lock)), shared_(std::make_unique<SsdShared>()) {
   if (options_.boot_id.empty()) options_.boot_id = KernelBootId();
+  shared_->env = NewSsdEnv(options_.env, options_.sync);
   if (options_.rate_limit_bytes_s > 0) {
     shared_->rate_limiter.reset(
         rocksdb::NewGenericRateLimiter(static_cast<int64_t>(options_.rate_limit_bytes_s)));

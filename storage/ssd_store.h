@@ -49,7 +49,7 @@ struct SsdShared;
 struct SsdOptions {
   std::string directory;                   // made when it is not there
   uint32_t chunk_bytes = 1 << 20;          // of versions written from now on; at least 4 KiB
-  uint64_t write_buffer_bytes = 16 << 20;  // one memtable of the payload: one blob file.  Up to
+  uint64_t write_buffer_bytes = 14 << 20;  // one memtable of the payload: one blob file.  Up to
                                            // three are in memory; large stores want larger ones
                                            // (fewer files)
   enum class Compression { kNone, kLz4, kZstd } compression = Compression::kNone;
@@ -204,6 +204,8 @@ class SsdStore {
   };
   Status DeleteUnknown(uint64_t first, uint64_t end, std::vector<uint64_t> known);
   Status WriteSmall() REQUIRES(small_mu_);
+  // Makes durable what files that are never synced hold.
+  Status SyncUnsynced();
   Status ForgetDeleted() REQUIRES(garbage_mu_);
   Result<bool> DeleteSome() REQUIRES(garbage_mu_);
   Result<bool> CollectSome() REQUIRES(garbage_mu_);

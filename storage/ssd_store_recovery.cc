@@ -4,8 +4,10 @@
 #include <vector>
 
 #include "protocol/glob.h"
+#include "storage/ssd_files.h"
 #include "storage/ssd_index.h"
 #include "storage/ssd_payload.h"
+#include "storage/ssd_rocksdb.h"
 #include "storage/ssd_store.h"
 
 namespace moonpool::storage {
@@ -106,9 +108,9 @@ Result<SsdStore::Recovery> SsdStore::Recover(
   batch.Set(Number::kNext, first_id + kIdBlock);
   batch.Set(Number::kFloor, first_id);
   batch.SetState({options_.boot_id, false, options_.sync});
-  if (Status written = index_->Write(batch, true); !written) {
-    return tl::unexpected(written.error());
-  }
+  Status written = index_->Write(batch, true);
+  if (written) written = SyncUnsynced();
+  if (!written) return tl::unexpected(written.error());
   {
     MutexLock lock(floor_mu_);
     floor_ = first_id;
@@ -163,13 +165,19 @@ Status SsdStore::MarkClean(std::span<const uint64_t> hot) {
     if (Status written = WriteSmall(); !written) return written;
   }
   if (Status flushed = payload_->Flush(); !flushed) return flushed;
+  if (Status synced = SyncUnsynced(); !synced) return synced;
   SsdIndex::Batch batch;
   const uint64_t next = next_.load(std::memory_order_relaxed);
   batch.Set(SsdIndex::Number::kNext, next);
   batch.Set(SsdIndex::Number::kFloor, next);
   batch.SetHot(hot);
   batch.SetState({options_.boot_id, true, options_.sync});
-  return index_->Write(batch, true);
+  if (Status written = index_->Write(batch, true); !written) return written;
+  return SyncUnsynced();
+}
+
+Status SsdStore::SyncUnsynced() {
+  return options_.sync ? Status() : SyncSsdDirectory(options_.directory);
 }
 
 // --- garbage -------------------------------------------------------------------------------------

@@ -3,14 +3,12 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <bit>
 #include <chrono>
-#include <unordered_map>
 #include <utility>
 
 #include "storage/extent_allocator.h"
 #include "storage/heap.h"
-#include "storage/unix_clock.h"
+#include "storage/clock.h"
 
 namespace moonpool::storage {
 
@@ -24,27 +22,11 @@ constexpr std::chrono::milliseconds kIdle{50};
 // Values written between two looks at the garbage.
 constexpr int kWritesPerCollection = 64;
 constexpr int kEvictionsPerSlice = 256;
-// Values brought up ahead at a time after a restart.
-constexpr size_t kWarmUpAhead = 4;
-
-int64_t MonotonicMs() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 uint64_t MicrosecondsSince(std::chrono::steady_clock::time_point start) {
   return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(
                                    std::chrono::steady_clock::now() - start)
                                    .count());
-}
-
-SsdPlace PlaceAt(uint64_t id, uint64_t length, uint32_t chunk_bytes) {
-  SsdPlace place;
-  place.id = id;
-  place.length = length & ((uint64_t{1} << 56) - 1);
-  place.chunk_shift = static_cast<uint8_t>(std::bit_width(chunk_bytes) - 1);
-  return place;
 }
 
 uint32_t ChunksOf(const SsdPlace& place) {
@@ -62,7 +44,9 @@ struct SsdTier::Job {
   std::atomic<uint32_t> chunks_left{0};
   std::atomic<bool> lost{false};
   std::atomic<LoadError> error{LoadError::kNone};
-  Why why = Why::kAhead;           // under the tier's mutex, like the calls
+  // Under the tier's mutex:
+  Why why = Why::kAhead;
+  bool begun = false;
   std::vector<OnLoaded> calls;
 };
 
@@ -95,47 +79,6 @@ Result<std::unique_ptr<SsdTier>> SsdTier::Open(const SsdTierOptions& options, Ke
     pthread_setname_np(tier->threads_.back().native_handle(), "ssd-reader");
   }
   return tier;
-}
-
-Status SsdTier::Recover(int64_t now_ms) {
-  auto store = SsdStore::Open(options_.store);
-  if (!store) return tl::unexpected<Error>(std::move(store.error()));
-  store_ = std::move(*store);
-  log_ = std::make_unique<SsdLog>(*store_);
-  keyspace_.AttachLog(log_.get());
-  std::unordered_map<uint64_t, size_t> rank;
-  const auto note_hot = [&](const SsdRecord& record, const SsdPlace& place) {
-    if (hot_.empty()) {
-      for (const uint64_t id : store_->hot()) rank.emplace(id, rank.size());
-      hot_.resize(rank.size());
-    }
-    if (const auto hot = rank.find(record.id); hot != rank.end()) {
-      hot_[hot->second] = {HashKey(record.key), place};
-    }
-  };
-  auto recovery = store_->Recover(
-      now_ms,
-      [&](const SsdRecord& record) {
-        const SsdPlace place = PlaceAt(record.id, record.length, record.chunk_bytes);
-        keyspace_.Restore(record.key, record.expiry_ms, place);
-        note_hot(record, place);
-      },
-      [&](std::string_view key, int64_t expiry_ms, std::string_view value) {
-        KeyLock lock(keyspace_, key, HashKey(key), now_ms);
-        lock.key.Set(value);
-        if (expiry_ms != 0) lock.key.SetExpiry(expiry_ms);
-      });
-  if (!recovery) return tl::unexpected<Error>(std::move(recovery.error()));
-  recovery_ = *recovery;
-  std::erase_if(hot_, [](const Hot& hot) { return !hot.place; });
-  std::reverse(hot_.begin(), hot_.end());  // taken from the back
-  if (options_.write_through) {
-    // One for which the queue has no room goes down when it is evicted.
-    keyspace_.AttachLog(log_.get(), [this](BulkValue* value) {
-      static_cast<void>(Demote(ValueRef::Share(value), true));
-    });
-  }
-  return {};
 }
 
 SsdTier::~SsdTier() {
@@ -200,6 +143,7 @@ SsdTier::Taken SsdTier::Demote(ValueRef value, bool keep) {
 }
 
 void SsdTier::Write() {
+  UseHugePages();  // for RocksDB's write buffers
   int written = 0;
   for (;;) {
     Down down;
@@ -229,7 +173,7 @@ void SsdTier::WriteOne(Down& down) {
   const uint64_t bytes = ExtentAllocator::RoundUp(value.length());
   const auto start = std::chrono::steady_clock::now();
   const SsdPlace place =
-      PlaceAt(store_->NextId(), value.length(), options_.store.chunk_bytes);
+      SsdPlace::At(store_->NextId(), value.length(), options_.store.chunk_bytes);
   const Status written = store_->WritePayload(place.id, {value.data(), value.length()});
   bool freed = false;
   if (!written) {
@@ -272,12 +216,14 @@ void SsdTier::Load(uint64_t hash, const SsdPlace& place, Why why, OnLoaded call)
       job->place = place;
       job->start = std::chrono::steady_clock::now();
       job->chunks_left = ChunksOf(place);
-      // Who waits goes before what is read ahead.
-      why == Why::kWanted ? up_.push_front({job, 0}) : up_.push_back({job, 0});
-      if (why == Why::kAhead) counters_.read_ahead.fetch_add(1, std::memory_order_relaxed);
+      (why == Why::kWanted ? up_ : up_ahead_).push_back({job, 0});
       job->why = why;
+      if (why == Why::kAhead) counters_.read_ahead.fetch_add(1, std::memory_order_relaxed);
     }
-    if (why == Why::kWanted) job->why = why;
+    if (why == Why::kWanted && job->why != why) {
+      job->why = why;
+      if (!job->begun) up_.push_back({job, 0});  // before it is its turn over there
+    }
     if (call) job->calls.push_back(std::move(call));
   }
   up_changed_.NotifyOne();
@@ -312,10 +258,12 @@ void SsdTier::Read() {
     Task task;
     {
       MutexLock lock(mu_);
-      while (up_.empty() && !stop_) up_changed_.Wait(mu_);
+      while (up_.empty() && up_ahead_.empty() && !stop_) up_changed_.Wait(mu_);
       if (stop_) return;
-      task = std::move(up_.front());
-      up_.pop_front();
+      std::deque<Task>& queue = up_.empty() ? up_ahead_ : up_;
+      task = std::move(queue.front());
+      queue.pop_front();
+      if (task.chunk == 0 && std::exchange(task.job->begun, true)) continue;
     }
     Job& job = *task.job;
     if (task.chunk == 0) Begin(task.job);
@@ -394,70 +342,6 @@ bool SsdTier::Maintain(int64_t now_ms) {
   }
   SsdLog::TakeThreadSequence();  // nobody waits for these
   return evicting_;
-}
-
-void SsdTier::WarmUp(const std::function<bool()>& room) {
-  if (hot_.empty()) return;
-  {
-    MutexLock lock(mu_);
-    if (jobs_.size() >= kWarmUpAhead) return;
-  }
-  for (size_t i = 0; i < kWarmUpAhead && !hot_.empty(); ++i) {
-    if (!room()) return hot_.clear();
-    Load(hot_.back().hash, hot_.back().place, Why::kWarmUp, nullptr);
-    hot_.pop_back();
-  }
-}
-
-Status SsdTier::Save(int64_t most_ms, const Note& note) {
-  const int64_t end = MonotonicMs() + most_ms;
-  std::vector<Keyspace::InMemory> values;
-  for (size_t i = 0; i < Keyspace::kStripes; ++i) {
-    for (auto& value : keyspace_.BulkValuesOf(i, UnixMs())) values.push_back(std::move(value));
-  }
-  std::sort(values.begin(), values.end(),
-            [](const auto& a, const auto& b) { return a.heat > b.heat; });
-  size_t skipped = 0;
-  int64_t noted = MonotonicMs();
-  for (size_t i = 0; i < values.size(); ++i) {
-    if (keyspace_.PlaceOf(*values[i].value)) continue;
-    Taken taken;
-    while ((taken = Demote(values[i].value.Share(), true)) == Taken::kFull && MonotonicMs() < end) {
-      MutexLock lock(mu_);
-      if (!down_.empty() || writing_) idle_.WaitFor(mu_, std::chrono::milliseconds(1));
-    }
-    if (taken != Taken::kYes) ++skipped;
-    if (MonotonicMs() - noted > 1000 && note) {
-      noted = MonotonicMs();
-      note("saving to the SSD: " + std::to_string(i + 1) + " of " + std::to_string(values.size()) +
-           " values");
-    }
-  }
-  {
-    MutexLock lock(mu_);
-    while ((!down_.empty() || writing_) && MonotonicMs() < end) {
-      idle_.WaitFor(mu_, std::chrono::milliseconds(10));
-    }
-  }
-  std::vector<uint64_t> hot;
-  for (const auto& value : values) {
-    if (const SsdPlace place = keyspace_.PlaceOf(*value.value)) hot.push_back(place.id);
-  }
-  values.clear();
-  if (!log_->Sync(std::max<int64_t>(end - MonotonicMs(), kFirstPauseMs))) {
-    return Fail(ErrorCode::kSystem, "the SSD's index cannot be written; its contents are lost");
-  }
-  for (size_t i = 0; i < Keyspace::kStripes; ++i) {
-    for (const Keyspace::Small& small : keyspace_.SmallValuesOf(i, UnixMs())) {
-      if (auto saved = store_->SaveSmall(small.key, small.expiry_ms, small.value); !saved) {
-        return saved;
-      }
-    }
-  }
-  if (note && skipped > 0) {
-    note(std::to_string(skipped) + " values did not reach the SSD in time and are gone");
-  }
-  return store_->MarkClean(hot);
 }
 
 SsdTierStats SsdTier::stats() const {

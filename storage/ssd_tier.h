@@ -41,7 +41,7 @@ struct SsdTierOptions {
   double evict_ratio = 0.05;              // and until `high_watermark - evict_ratio`
   uint64_t queue_bytes = 64ull << 20;     // of values on their way down
   int64_t wait_ms = 1000;                 // how long a value that comes up waits for memory
-  int readers = 8;                        // threads
+  int readers = 6;                        // threads
   bool write_through = false;             // every write goes down at once, and stays in memory too
 };
 
@@ -195,7 +195,8 @@ class SsdTier {
   bool stop_ GUARDED_BY(mu_) = false;
   std::deque<Down> down_ GUARDED_BY(mu_);
   bool writing_ GUARDED_BY(mu_) = false;
-  std::deque<Task> up_ GUARDED_BY(mu_);
+  std::deque<Task> up_ GUARDED_BY(mu_);        // for who waits, and chunks of what was begun
+  std::deque<Task> up_ahead_ GUARDED_BY(mu_);  // when nobody waits
   std::unordered_map<uint64_t, std::shared_ptr<Job>> jobs_ GUARDED_BY(mu_);  // by version
   std::string last_error_ GUARDED_BY(mu_);
   std::vector<std::thread> threads_;

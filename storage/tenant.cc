@@ -7,7 +7,7 @@
 #include <cstring>
 #include <future>
 
-#include "storage/unix_clock.h"
+#include "storage/clock.h"
 
 namespace moonpool::storage {
 
@@ -77,7 +77,7 @@ Status Tenant::OpenSsd(const SsdTierOptions& options, int64_t now_ms) {
   auto tier = SsdTier::Open(
       options, *keyspace_,
       [this, wait_ms = options.wait_ms](uint64_t length, bool wait) {
-        return ReserveAndWait(length, wait ? wait_ms : 0);
+        return ReserveAndWait(length, wait ? MemoryWaitMs(wait_ms, length) : 0);
       },
       [this](uint64_t bytes) { memory_queue_.Freed(bytes); }, now_ms);
   if (!tier) return tl::unexpected<Error>(std::move(tier.error()));

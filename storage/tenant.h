@@ -23,7 +23,7 @@ namespace moonpool::storage {
 struct TenantOptions {
   std::string name = "default";
   uint64_t quota_bytes = 1ull << 30;
-  MaxmemoryPolicy policy = MaxmemoryPolicy::kAllKeysS3Fifo;
+  MaxmemoryPolicy policy = MaxmemoryPolicy::kAllKeysPrefix;
   double high_watermark = 0.95;  // share of the quota at which eviction starts
   double evict_ratio = 0.05;     // and goes on until `high_watermark - evict_ratio`
   uint64_t region_bytes = 0;     // 0: a sixteenth of the quota, at most 1 GiB

@@ -4,7 +4,7 @@
 
 #include <chrono>
 
-#include "storage/unix_clock.h"
+#include "storage/clock.h"
 
 namespace moonpool::storage {
 

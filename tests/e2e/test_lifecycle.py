@@ -260,7 +260,7 @@ def test_defaults(tmp_path):
     with server.connect() as connection:
         assert connection.value("SET", "k", pattern(100_000)) == b"OK"
         info = server.info()
-        assert info["maxmemory_policy"] == "allkeys-s3fifo"
+        assert info["maxmemory_policy"] == "allkeys-prefix"
         assert 0 < int(info["maxmemory"]) <= int(info["total_system_memory"]) // 2
         assert info["shm"] == "on"
     start = time.monotonic()

@@ -89,6 +89,43 @@ TEST(SsdTierTest, OneReadServesAllWhoAsk) {
   EXPECT_EQ(t.stats().hits, 41u);
 }
 
+TEST(SsdTierTest, WhoWaitsComesFirstAndInOrder) {
+  TieredTenant t;
+  t.options.readers = 1;
+  t.Open();
+  const std::string names = "abcde";
+  std::vector<SsdPlace> places;
+  for (size_t i = 0; i < names.size(); ++i) {
+    const std::string name = names.substr(i, 1);
+    t.Set(name, i, 1);
+    t.MoveDown(name);
+    KeyLock lock(t.tenant->keyspace(), name, UnixNowMs());
+    places.push_back(lock.key.Find()->place());
+  }
+  t.StopAndOpen();  // which flushes
+  Mutex mu;
+  std::string order;
+  const auto load = [&](char name, SsdTier::Why why) {
+    const size_t i = names.find(name);
+    t.tier().Load(HashKey(names.substr(i, 1)), places[i], why, [&, name](const SsdTier::Loaded&) {
+      MutexLock lock(mu);
+      order += name;
+    });
+  };
+  t.disk->payload.reads_held = true;
+  load('a', SsdTier::Why::kWanted);
+  EXPECT_TRUE(Eventually([&] { return t.disk->payload.waiting > 0; }));
+  load('b', SsdTier::Why::kAhead);
+  load('c', SsdTier::Why::kAhead);
+  load('d', SsdTier::Why::kWanted);
+  load('e', SsdTier::Why::kWanted);
+  load('c', SsdTier::Why::kWanted);  // after all
+  t.disk->payload.reads_held = false;
+  t.Settle();
+  MutexLock lock(mu);
+  EXPECT_EQ(order, "adeccb");
+}
+
 TEST(SsdTierTest, ChunksAreReadSideBySide) {
   TieredTenant t;
   t.Open();
