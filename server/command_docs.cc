@@ -156,6 +156,8 @@ std::string_view CommandTips(const Command& command) {
   static constexpr std::string_view kAllNodes =
       "request_policy:all_nodes response_policy:all_succeeded";
   static constexpr std::string_view kVaries = "nondeterministic_output";
+  static constexpr std::string_view kVariesByShard =
+      "nondeterministic_output request_policy:all_shards response_policy:special";
   static constexpr std::string_view kOrderVaries = "nondeterministic_output_order";
   static constexpr Tip kTips[] = {
       {"", "command", kOrderVaries},
@@ -164,7 +166,7 @@ std::string_view CommandTips(const Command& command) {
       {"", "exists", kSum},
       {"", "flushall", kAllShards},
       {"", "flushdb", kAllShards},
-      {"", "info", "nondeterministic_output request_policy:all_shards response_policy:special"},
+      {"", "info", kVariesByShard},
       {"", "keys", "request_policy:all_shards nondeterministic_output_order"},
       {"", "kv.drop", kAllShards},
       {"", "mget", "request_policy:multi_shard"},
@@ -184,6 +186,7 @@ std::string_view CommandTips(const Command& command) {
       {"command", "info", kOrderVaries},
       {"command", "list", kOrderVaries},
       {"config", "set", kAllNodes},
+      {"memory", "stats", kVariesByShard},
       {"object", "encoding", kVaries},
       {"object", "freq", kVaries},
       {"object", "idletime", kVaries},

@@ -193,6 +193,11 @@ void TiersSection(Context& c, Text& out) {
   Row(out, "tier_dram_keys", c.keyspace().Size() - s.keys);
   Row(out, "tier_dram_bytes", budget.used_bytes());
   Row(out, "tier_dram_capacity", budget.limit());
+  // A read that waits for the SSD misses here and hits there.
+  const uint64_t hits = c.server.Total(&LoopStats::keyspace_hits);
+  const uint64_t misses = c.server.Total(&LoopStats::keyspace_misses);
+  Row(out, "tier_dram_hits", hits - std::min(hits, s.hits));
+  Row(out, "tier_dram_misses", misses + std::min(hits, s.hits));
   Row(out, "tier_dram_waiting_for_memory", c.tenant.memory_queue().size());
   Row(out, "tier_ssd", tier == nullptr ? "off" : s.failing ? "failing" : "on");
   if (tier == nullptr) return;
@@ -202,6 +207,7 @@ void TiersSection(Context& c, Text& out) {
   Row(out, "tier_ssd_bytes", s.bytes);
   Row(out, "tier_ssd_capacity", s.capacity);
   Row(out, "tier_ssd_hits", s.hits);
+  Row(out, "tier_ssd_misses", misses);
   Row(out, "tier_ssd_promotions", s.promotions);
   Row(out, "tier_ssd_cold_loads", s.cold_loads);
   Row(out, "tier_ssd_loaded_bytes", s.loaded_bytes);
@@ -212,6 +218,7 @@ void TiersSection(Context& c, Text& out) {
   Row(out, "tier_ssd_demotions", s.demotions);
   Row(out, "tier_ssd_demoted_bytes", s.demoted_bytes);
   Row(out, "tier_ssd_abandoned", s.abandoned);
+  Row(out, "tier_ssd_drops_excluded", c.keyspace().stats().memory_only);
   Row(out, "tier_ssd_drops_full", s.drops_full);
   Row(out, "tier_ssd_drops_refused", s.drops_refused);
   Row(out, "tier_ssd_lost", s.lost);

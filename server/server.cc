@@ -211,6 +211,14 @@ void Server::InstallHooks() {
     return {};
   };
   config_.OnChange(Key::kPrefetchWindow, prefetch_window);
+  const auto ssd_exclude = [this]() -> Status {
+    std::istringstream words(config_.text(Key::kSsdExclude));
+    std::vector<std::string> globs;
+    for (std::string word; words >> word;) globs.push_back(std::move(word));
+    default_tenant().keyspace().SetMemoryOnly(std::move(globs));
+    return {};
+  };
+  config_.OnChange(Key::kSsdExclude, ssd_exclude);
   config_.OnChange(Key::kSsdCapacity, [this]() -> Status {
     if (storage::SsdTier* tier = default_tenant().ssd()) {
       tier->SetCapacity(static_cast<uint64_t>(config_.number(Key::kSsdCapacity)));
@@ -256,7 +264,8 @@ void Server::InstallHooks() {
   config_.OnChange(Key::kPrefer,
                    [this] { return placement_.Configure(config_.text(Key::kPrefer)); });
   password_required_ = !config_.text(Key::kRequirePass).empty();
-  [[maybe_unused]] const Status applied[] = {lfu(), samples(), learn_rate(), prefetch_window()};
+  [[maybe_unused]] const Status applied[] = {lfu(), samples(), learn_rate(), prefetch_window(),
+                                             ssd_exclude()};
 }
 
 Status Server::Start() {

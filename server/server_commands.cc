@@ -1,5 +1,9 @@
 // Commands about the server as a whole.
 #include <chrono>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
 
 #include "protocol/glob.h"
 #include "server/command_families.h"
@@ -71,9 +75,70 @@ void MemoryUsage(Context& c) {
   c.reply.Integer(static_cast<int64_t>(bytes));
 }
 
+void MemoryStats(Context& c) {
+  using Value = std::variant<uint64_t, double>;
+  using Rows = std::vector<std::pair<std::string_view, Value>>;
+  const auto values = [&c](const Rows& rows) {
+    for (const auto& [name, value] : rows) {
+      c.reply.Bulk(name);
+      if (const double* real = std::get_if<double>(&value)) {
+        c.reply.Double(*real);
+      } else {
+        c.reply.Integer(static_cast<int64_t>(std::get<uint64_t>(value)));
+      }
+    }
+  };
+  const storage::MemoryBudget& budget = c.tenant.budget();
+  const storage::HeapStats heap = storage::ReadHeapStats();
+  const uint64_t used = heap.allocated_bytes + budget.extent_bytes();
+  const uint64_t data = budget.used_bytes();
+  const uint64_t overhead = used > data ? used - data : 0;
+  const uint64_t keys = c.keyspace().Size();
+  uint64_t clients = 0;
+  for (const auto& info : c.server.clients().All()) {
+    clients += info->query_buffer_bytes.get() + info->output_bytes.get();
+  }
+  const storage::SsdTier* tier = c.tenant.ssd();
+  const storage::SsdTierStats ssd = tier != nullptr ? tier->stats() : storage::SsdTierStats();
+  const Rows rows = {
+      {"total.allocated", used},
+      {"clients.normal", clients},
+      {"overhead.total", overhead},
+      {"keys.count", keys},
+      {"keys.bytes-per-key", keys == 0 ? 0 : data / keys},
+      {"dataset.bytes", data},
+      {"dataset.percentage",
+       used == 0 ? 0.0 : 100.0 * static_cast<double>(data) / static_cast<double>(used)},
+      {"allocator.allocated", heap.allocated_bytes},
+      {"allocator.resident", heap.resident_bytes},
+      {"keyspace.bytes", budget.inline_bytes()},
+      {"extents.bytes", budget.extent_bytes()},
+      {"extents.unlinked-bytes", budget.unlinked_bytes()},
+      {"regions.bytes", budget.region_bytes()},
+  };
+  const Rows dram = {{"keys", keys - ssd.keys}, {"bytes", data}, {"capacity", budget.limit()}};
+  const Rows disk = {{"keys", ssd.keys},
+                     {"bytes", ssd.bytes},
+                     {"capacity", ssd.capacity},
+                     {"disk-bytes", ssd.store.disk_bytes},
+                     {"memory-bytes", ssd.store.memory_bytes},
+                     {"queued-bytes", ssd.queued_bytes}};
+  c.reply.Map(rows.size() + (tier != nullptr ? 2 : 1));
+  values(rows);
+  c.reply.Bulk("tier.dram");
+  c.reply.Map(dram.size());
+  values(dram);
+  if (tier == nullptr) return;
+  c.reply.Bulk("tier.ssd");
+  c.reply.Map(disk.size());
+  values(disk);
+}
+
 const Command kMemory[] = {
     {"help", CommandHelp, 2, kLoading | kStale, NoKeys(), "", "server", "4.0.0", "O(1)",
      "Returns helpful text about the different subcommands.", ""},
+    {"stats", MemoryStats, 2, 0, NoKeys(), "", "server", "4.0.0", "O(1)",
+     "Returns details about memory usage, by tier.", ""},
     {"usage", MemoryUsage, -3, kReadOnly, KeyRange(2, 2, 1, "RO"), "", "server", "4.0.0", "O(1)",
      "Estimates the memory usage of a key.", "key [SAMPLES count]"},
 };

@@ -214,6 +214,7 @@ std::optional<std::string> Keyspace::RandomKey(int64_t now_ms) {
 void Keyspace::ResetStats() {
   expired_.store(0, std::memory_order_relaxed);
   evicted_.store(0, std::memory_order_relaxed);
+  memory_only_dropped_.store(0, std::memory_order_relaxed);
 }
 
 }  // namespace moonpool::storage

@@ -42,6 +42,7 @@ struct Pin {
 struct KeyspaceStats {
   uint64_t expired = 0;
   uint64_t evicted = 0;
+  uint64_t memory_only = 0;  // of them, not moved to the SSD because of SetMemoryOnly()
 };
 
 class Keyspace {
@@ -172,6 +173,8 @@ class Keyspace {
     log_ = log;
     stored_ = std::move(stored);
   }
+  // Keys that match one of these globs never go to the SSD: they are dropped instead.
+  void SetMemoryOnly(std::vector<std::string> globs);
   // At the start: a version found on the SSD.
   void Restore(std::string_view key, int64_t expiry_ms, const SsdPlace& place);
   // The bytes of `value` are at `place` now: the entry that refers to it goes on without the memory,
@@ -231,7 +234,8 @@ class Keyspace {
     return bulk_policy_->NoteBatch(hashes, kind);
   }
   KeyspaceStats stats() const {
-    return {expired_.load(std::memory_order_relaxed), evicted_.load(std::memory_order_relaxed)};
+    return {expired_.load(std::memory_order_relaxed), evicted_.load(std::memory_order_relaxed),
+            memory_only_dropped_.load(std::memory_order_relaxed)};
   }
   void ResetStats();
 
@@ -288,6 +292,7 @@ class Keyspace {
   size_t RemoveNamed(Stripe& stripe, const std::vector<std::string>& names, Doomed&& doomed)
       REQUIRES(stripe.mu);
 
+  bool MemoryOnly(const Stripe& stripe, std::string_view key) const REQUIRES(stripe.mu);
   bool AddVoid(std::string text, bool is_glob);
   bool Voided(const Stripe& stripe, std::string_view key, uint64_t hash) const
       REQUIRES(stripe.mu);
@@ -296,6 +301,7 @@ class Keyspace {
   BulkPolicy* const bulk_policy_;
   SsdLog* log_ = nullptr;
   std::function<void(BulkValue*)> stored_;
+  std::vector<std::string> memory_only_;  // changed with every stripe locked, so read under any one
   std::atomic<MaxmemoryPolicy> policy_;
   std::atomic<uint32_t> lfu_log_factor_{10};
   std::atomic<uint32_t> lfu_decay_minutes_{1};
@@ -303,6 +309,7 @@ class Keyspace {
   std::atomic<uint64_t> hard_pinned_bytes_{0};
   std::atomic<uint64_t> expired_{0};
   std::atomic<uint64_t> evicted_{0};
+  std::atomic<uint64_t> memory_only_dropped_{0};
   std::atomic<uint32_t> expire_stripe_{0};
 
   std::atomic<bool> any_void_{false};

@@ -107,7 +107,10 @@ Keyspace::Eviction Keyspace::EvictBulk(const BulkValue& value, int64_t now_ms,
       KeepOnSsd(stripe, slot, place);
       return Eviction::kFreed;
     }
-    if (!drop) return Eviction::kDirty;
+    if (!drop) {
+      if (!MemoryOnly(stripe, entry->key())) return Eviction::kDirty;
+      memory_only_dropped_.fetch_add(1, std::memory_order_relaxed);
+    }
   }
   Remove(stripe, hash, slot, true);
   return Eviction::kFreed;

@@ -214,7 +214,9 @@ Entry* Keyspace::Key::SetBulk(ValueRef value, bool keep_expiry) {
   entry->set_bulk(value.Release());
   keyspace_->LinkBulk(*entry);
   if (entry->has(Entry::kPinned)) keyspace_->ResizePin(*stripe_, *entry);
-  if (keyspace_->stored_) keyspace_->stored_(entry->bulk());
+  if (keyspace_->stored_ && !keyspace_->MemoryOnly(*stripe_, name_)) {
+    keyspace_->stored_(entry->bulk());
+  }
   return entry;
 }
 

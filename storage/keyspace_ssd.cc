@@ -1,10 +1,22 @@
 // Keyspace: entries whose values are on the SSD.
 #include <algorithm>
 
+#include "protocol/glob.h"
 #include "storage/fast_random.h"
 #include "storage/keyspace.h"
 
 namespace moonpool::storage {
+
+void Keyspace::SetMemoryOnly(std::vector<std::string> globs) {
+  LockAll();
+  memory_only_ = std::move(globs);
+  UnlockAll();
+}
+
+bool Keyspace::MemoryOnly(const Stripe&, std::string_view key) const {
+  return std::any_of(memory_only_.begin(), memory_only_.end(),
+                     [key](const std::string& glob) { return protocol::GlobMatch(glob, key); });
+}
 
 Table::Slot Keyspace::FindPlace(Stripe& stripe, uint64_t hash, const SsdPlace& place) {
   return stripe.table.FindIf(hash, [&](const Entry& entry) {
@@ -160,7 +172,9 @@ std::vector<Keyspace::InMemory> Keyspace::BulkValuesOf(size_t index, int64_t now
   uint64_t cursor = 0;
   do {
     cursor = stripe.table.Scan(cursor, [&](Entry* entry) {
+      stripe.mu.AssertHeld();
       if (!entry->has(Entry::kBulk) || entry->expired(now_ms)) return;
+      if (MemoryOnly(stripe, entry->key())) return;
       const uint64_t heat = by_age ? UINT32_MAX - LruIdleSeconds(entry->access, now_ms)
                                    : LfuUses(entry->access, now_ms, lfu);
       found.push_back({ValueRef::Share(entry->bulk()), heat});
@@ -182,6 +196,7 @@ std::vector<Keyspace::Small> Keyspace::SmallValuesOf(size_t index, int64_t now_m
           Voided(stripe, entry->key(), HashKey(entry->key()))) {
         return;
       }
+      if (MemoryOnly(stripe, entry->key())) return;
       found.push_back({std::string(entry->key()),
                        entry->has(Entry::kHasExpiry) ? entry->expiry_ms() : 0,
                        std::string(entry->value())});

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from conftest import sanitized, wait_for
-from ssd import FLAGS, KIB, MEMORY, MIB, put_down, stamped, tier_of, tiers, version_of
+from ssd import FLAGS, KIB, MEMORY, MIB, push_down, put_down, stamped, tier_of, tiers, version_of
 
 
 @pytest.fixture
@@ -96,6 +96,80 @@ def test_what_was_removed_stays_removed(start, change):
     client = start(port=server.port).client()
     assert client.exists(*(f"key:{i}" for i in range(30))) == 0
     assert client.mget(*(f"key:{i}" for i in range(30))) == [None] * 30
+
+
+@pytest.mark.parametrize("policy", ["evict", "through"])
+def test_excluded_keys_stay_in_memory_only(start, policy):
+    flags = ("--ssd-write-policy", policy, "--ssd-exclude", "tmp:* *:scratch")
+    server = start(*flags)
+    client = server.client()
+    names = [f"{kind}{i}" for i in range(20) for kind in ("tmp:", "kept:")] + ["a:scratch"]
+    values = {key: stamped(key, 1, 100 * KIB) for key in names}
+    for key, value in values.items():
+        client.set(key, value)
+    client.set("tmp:small", "x")
+    client.set("kept:small", "x")
+    kept = [key for key in names if key.startswith("kept:")]
+    push_down(client, *kept)
+    out = [key for key in names if key not in kept]
+    def gone():
+        client.set("kept:filler", stamped("kept:filler", 1, 500 * KIB))
+        client.set("kept:filler2", stamped("kept:filler2", 1, 500 * KIB))
+        for i in range(30):
+            client.set(f"kept:filler{i}", stamped(f"kept:filler{i}", 1, 500 * KIB))
+        return client.exists(*out) == 0
+    wait_for(gone, "excluded keys to be dropped")
+    assert tiers(server)["tier_ssd_drops_excluded"] == len(out)
+    client.set("tmp:new", stamped("tmp:new", 1, 100 * KIB))
+    server.stop()
+    client = start(*flags, port=server.port).client()
+    assert client.exists(*out, "tmp:new", "tmp:small") == 0
+    assert client.get("kept:small") == b"x"
+    for key in kept:
+        assert client.get(key) == values[key]
+    # From now on they may.
+    client.config_set("ssd-exclude", "")
+    put_down(client, {"tmp:0": values["tmp:0"]})
+
+
+@pytest.mark.parametrize("flags", [
+    ("--ssd-sync", "yes"), ("--ssd-wal", "yes"), ("--ssd-direct-io", "no"),
+    ("--ssd-compression", "lz4"), ("--ssd-compression", "zstd"),
+    ("--ssd-rate-limit", "200mb", "--ssd-background-threads", "4", "--ssd-readers", "1")],
+    ids=lambda flags: " ".join(flags[:2]))
+def test_every_option_serves_and_survives(start, flags):
+    server = start(*flags)
+    values = {f"key:{i}": stamped(f"key:{i}", 1, 100 * KIB + i) + b"-" * 200 * KIB
+              for i in range(40)}
+    put_down(server.client(), values)
+    assert server.client().mget(*values) == list(values.values())
+    push_down(server.client(), *values)
+    client = server.client()
+    client.delete("key:0")
+    client.set("key:1", "small now")
+    server.kill()
+    values["key:0"], values["key:1"] = None, None
+    server = start(*flags, port=server.port)
+    client = server.client()
+    found = 0
+    for key, value in values.items():
+        data = client.get(key)
+        assert data is None or data == value, key
+        found += data is not None
+    if "--ssd-wal" in flags:
+        assert found == len(values) - 2
+    values = {f"key:{i}": stamped(f"key:{i}", 2, 100 * KIB + i) + b"-" * 200 * KIB
+              for i in range(40)}
+    put_down(client, values)
+    if "--ssd-compression" in flags:
+        def compressed():
+            now = tiers(server)
+            return now["tier_ssd_disk_bytes"] < 0.8 * now["tier_ssd_bytes"]
+        wait_for(compressed, f"the files to be smaller than the values: {tiers(server)}")
+    server.stop()
+    client = start(*flags, port=server.port).client()
+    for key, value in values.items():
+        assert client.get(key) == value
 
 
 class Writer(threading.Thread):

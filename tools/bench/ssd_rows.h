@@ -87,5 +87,6 @@ void SsdThroughputRows(SsdComparison& comparison);
 void SsdServerRows(SsdComparison& comparison);
 void SsdRestartRows(SsdComparison& comparison);
 void SsdWarmthRows(SsdComparison& comparison);
+void SsdCompressionRows(SsdComparison& comparison);
 
 }  // namespace moonpool::bench
