@@ -27,6 +27,8 @@ __attribute__((weak, visibility("default"))) uint32_t Extend(uint32_t crc, const
 // The distribution's RocksDB is not instrumented, so the sanitizer misses how it synchronizes.
 extern "C" const char* __tsan_default_suppressions() {
   return "called_from_lib:librocksdb\n"
+         "called_from_lib:libzstd\n"
+         "called_from_lib:liblz4\n"
          "race:rocksdb::\n";
 }
 #endif

