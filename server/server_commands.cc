@@ -117,7 +117,7 @@ void MemoryStats(Context& c) {
       {"extents.unlinked-bytes", budget.unlinked_bytes()},
       {"regions.bytes", budget.region_bytes()},
   };
-  const Rows dram = {{"keys", keys - ssd.keys}, {"bytes", data}, {"capacity", budget.limit()}};
+  const Rows dram = {{"keys", keys - std::min(keys, ssd.keys)}, {"bytes", data}, {"capacity", budget.limit()}};
   const Rows disk = {{"keys", ssd.keys},
                      {"bytes", ssd.bytes},
                      {"capacity", ssd.capacity},

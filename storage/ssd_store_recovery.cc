@@ -108,7 +108,10 @@ Result<SsdStore::Recovery> SsdStore::Recover(
   batch.Set(Number::kNext, first_id + kIdBlock);
   batch.Set(Number::kFloor, first_id);
   batch.SetState({options_.boot_id, false, options_.sync});
-  Status written = index_->Write(batch, true);
+  // With `sync` the mark says that what is here survives too, and the last process may not have
+  // synced it.
+  Status written = SyncSsdDirectory(options_.directory);
+  if (written) written = index_->Write(batch, true);
   if (written) written = SyncUnsynced();
   if (!written) return tl::unexpected(written.error());
   {

@@ -6,9 +6,9 @@
 #include <chrono>
 #include <utility>
 
+#include "storage/clock.h"
 #include "storage/extent_allocator.h"
 #include "storage/heap.h"
-#include "storage/clock.h"
 
 namespace moonpool::storage {
 
