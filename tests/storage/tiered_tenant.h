@@ -4,13 +4,13 @@
 
 #include <gtest/gtest.h>
 
-#include <chrono>
 #include <future>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "storage/clock.h"
 #include "storage/tenant.h"
 #include "tests/client/stamped_block.h"
 #include "tests/storage/ssd_directory.h"
@@ -19,9 +19,7 @@
 namespace moonpool::storage {
 
 inline int64_t UnixNowMs() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
+  return UnixMs();
 }
 
 inline constexpr uint64_t kLength = 200'000;  // of most values: several chunks
