@@ -157,9 +157,15 @@ bool ClientImpl::AllocateAndPush(Channel& channel, PutBatch& batch, const PutOpt
       allocation.mapping = channel.Map(allocation.region, true);
       if (allocation.mapping == nullptr ||
           allocation.offset + source.bytes > allocation.mapping->bytes()) {
-        // Not mappable any more: the reservation is given up when the session ends.
+        // Its region is gone.
         counters_.fallbacks.fetch_add(1, std::memory_order_relaxed);
         rest.push_back(allocation.index);
+        stream.Begin(4);
+        stream.Word("KV.ABORT");
+        stream.Word("1");
+        stream.Word(batch.keys[allocation.index]);
+        stream.Word(allocation.token);
+        stream.DropReply();
         return true;
       }
       AddPieces(allocation.mapping->data() + allocation.offset, source, &pieces);

@@ -70,11 +70,8 @@ Result<WriteHandle> ExtentPool::ReserveIn(Region::Kind kind, SessionId session,
   MutexLock lock(mu_);
   if (added) {
     if (auto extent = TakeExtent(kind, session, length)) return WriteHandle(this, *extent);
-  } else {
-    pressure_ = true;
-    if (added.error().code != ErrorCode::kOutOfMemory) {
-      return tl::unexpected<Error>(std::move(added.error()));
-    }
+  } else if (added.error().code != ErrorCode::kOutOfMemory) {
+    return tl::unexpected<Error>(std::move(added.error()));
   }
   return Fail(ErrorCode::kOutOfMemory, "no free extent of " + std::to_string(length) + " bytes");
 }
@@ -228,9 +225,10 @@ std::vector<RegionInfo> ExtentPool::Regions() const {
 bool ExtentPool::MayMapWritable(SessionId session, uint32_t id) const {
   MutexLock lock(mu_);
   const auto found = regions_.find(id);
+  // One that drains meanwhile may be mapped for what is reserved in it: that is yet to be written.
   return found != regions_.end() && session != kNoSession &&
          found->second->session == session && !found->second->sealed &&
-         !found->second->draining;
+         (!found->second->draining || found->second->extents > 0);
 }
 
 Status ExtentPool::ArenaMapped(SessionId session, uint32_t id) {
@@ -287,6 +285,18 @@ bool ExtentPool::Emptying() const {
                      [](const auto& entry) { return Progresses(*entry.second); });
 }
 
+uint64_t ExtentPool::FreeElsewhere(SessionId session) const {
+  uint64_t free = 0;
+  MutexLock lock(mu_);
+  for (const auto& [id, region] : regions_) {
+    if (region->draining || region->region->kind() == Region::Kind::kShared) continue;
+    if (region->session != session) free += region->allocator.free_bytes();
+  }
+  if (session == kNoSession) return free;
+  for (size_t i = 0; i + 1 < shared_.size(); ++i) free += shared_[i]->allocator.free_bytes();
+  return free;
+}
+
 bool ExtentPool::RetireOne(Sparing sparing) {
   MutexLock lock(mu_);
   uint64_t shared_free = 0;
@@ -298,6 +308,8 @@ bool ExtentPool::RetireOne(Sparing sparing) {
     if (region->draining) continue;
     const bool shared = region->region->kind() == Region::Kind::kShared;
     if (shared && shared_.size() < 2) continue;
+    // Its writer has yet to map it: the emptiest, and the one that will be filled first.
+    if (!shared && !region->sealed && region->extents > 0) continue;
     const uint64_t free = region->allocator.free_bytes();
     const uint64_t used = region->region->bytes() - free;
     const bool fits = used <= shared_free - (shared ? free : 0);
@@ -362,11 +374,6 @@ std::vector<ValueRef> ExtentPool::NearlyDrained(size_t most) {
     }
   }
   return values;
-}
-
-bool ExtentPool::TakePressure() {
-  MutexLock lock(mu_);
-  return std::exchange(pressure_, false);
 }
 
 bool ExtentPool::Maintain(uint64_t populate_bytes) {

@@ -94,6 +94,9 @@ class ExtentPool {
   // `populate_bytes` is about how much memory that slice may fault in.
   bool Maintain(uint64_t populate_bytes = kPopulateSlice);
   static constexpr uint64_t kPopulateSlice = 32ull << 20;
+  // What is free where this writer cannot have it: in others' arenas, and for an arena's writer in
+  // shared regions, but for the newest, where values move to.  Looks at every region.
+  uint64_t FreeElsewhere(SessionId session) const;
   // Starts to drain the region that is cheapest to empty, so that its memory can be used
   // otherwise.  `sparing` says whose values may be lost when the other shared regions have no room
   // for them: any region's, only an arena's, nobody's.  One at a time: nothing more is begun while
@@ -113,8 +116,6 @@ class ExtentPool {
   // Gives up the draining regions that are empty and that nobody can write to any more, and tells
   // clients of all that are empty.  Any thread.  True when a region's memory came back.
   bool GiveUpEmpty() EXCLUDES(mu_);
-  // True when a reservation failed for want of budget since the last call.
-  bool TakePressure();
 
  private:
   friend class WriteHandle;
@@ -167,7 +168,6 @@ class ExtentPool {
   std::vector<BulkValue*> by_slot_ GUARDED_BY(mu_);
   size_t drain_cursor_ GUARDED_BY(mu_) = 0;  // the slot Draining() looked at last
   bool grow_ahead_ GUARDED_BY(mu_) = true;  // make a shared region before it is needed
-  bool pressure_ GUARDED_BY(mu_) = false;
 };
 
 }  // namespace moonpool::storage

@@ -134,6 +134,14 @@ Result<WriteHandle> Tenant::ReserveWith(SessionId session, uint64_t length, int6
     const bool keep_all = keyspace_->policy() == MaxmemoryPolicy::kNoEviction;
     return pool_->RetireOne(keep_all ? Sparing::kAll : Sparing::kShared);
   };
+  // As much is free as eviction ever frees ahead, but not where it helps, as in arenas that lie
+  // idle.  What is free in others' arenas is not lost, though: they need evict nothing for their
+  // next writes.  So up to there eviction simply goes on.
+  const auto scattered = [&] {
+    return static_cast<double>(pool_->FreeElsewhere(session)) >
+           evict_ratio_.load(std::memory_order_relaxed) * static_cast<double>(budget_.limit());
+  };
+  if (scattered()) retire();
   const uint64_t most = std::max(length * kEvictionFactor, kEvictionFloor);
   const auto busy = [&] {
     return Fail(ErrorCode::kBusy, handle.error().message + " yet: memory is being emptied");
@@ -141,9 +149,9 @@ Result<WriteHandle> Tenant::ReserveWith(SessionId session, uint64_t length, int6
   for (uint64_t evicted = 0; evicted < most;) {
     if (coming_bytes() >= length) return busy();
     const bool in_vain = evicted >= kFinishFactor * length;
-    const bool waits = Roomy(length) && pool_->Emptying();
+    const bool waits = evicted >= length && Roomy(length) && pool_->Emptying();
     const bool finished = (in_vain || waits) && FinishDraining(now_ms);
-    if (!finished && (waits || (in_vain && retire()))) return busy();
+    if (!finished && (waits || (in_vain && scattered() && retire()))) return busy();
     const uint64_t bytes = finished ? 0 : EvictOneBulk(now_ms);
     if (!finished && bytes == 0 && !FinishDraining(now_ms)) break;
     evicted += bytes;
@@ -332,13 +340,11 @@ bool Tenant::MaintainOnce(int64_t now_ms) {
   more |= keyspace_->SweepVoids(now_ms);
   more |= EvictAboveWatermark(now_ms);
   more |= MaintainSsd(now_ms);
-  // Heap and regions together are over the limit, or a reservation found no room to grow: turn a
-  // region's memory to other use.  Emptying a full shared region would not help the latter.
-  const bool over = budget_.region_bytes() + budget_.inline_bytes() > budget_.limit();
-  if (pool_->TakePressure() || over) {
+  // Heap and regions together are over the limit: turn a region's memory to other use.
+  if (budget_.region_bytes() + budget_.inline_bytes() > budget_.limit()) {
     using Sparing = ExtentPool::Sparing;
     const bool keep_all = keyspace_->policy() == MaxmemoryPolicy::kNoEviction;
-    pool_->RetireOne(keep_all ? Sparing::kAll : over ? Sparing::kNone : Sparing::kShared);
+    pool_->RetireOne(keep_all ? Sparing::kAll : Sparing::kNone);
   }
   more |= DrainSome(now_ms);
   return more;

@@ -246,8 +246,6 @@ TEST_F(ExtentPoolTest, GrowsUntilTheBudgetIsSpent) {
   }
   EXPECT_EQ(values.size(), 16u);
   EXPECT_EQ(budget_.region_bytes(), 16 * kMiB);
-  EXPECT_TRUE(pool_->TakePressure());
-  EXPECT_FALSE(pool_->TakePressure());
   const auto refused = pool_->Reserve(kMiB);
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, ErrorCode::kOutOfMemory);
@@ -487,16 +485,55 @@ TEST_F(ExtentPoolTest, ArenasLeaveRoomForTheFirstSharedRegion) {
 TEST_F(ExtentPoolTest, RetiringTakesTheEmptierArenaAndOnlyWhatFitsElsewhereWhenItMust) {
   auto mine = pool_->ReserveInArena(1, kMiB + kMiB / 2);
   auto theirs = pool_->ReserveInArena(2, kMiB);
+  const uint32_t my_arena = mine->extent().region->id();
+  const uint32_t their_arena = theirs->extent().region->id();
+  ASSERT_TRUE(pool_->ArenaMapped(1, my_arena));
+  ASSERT_TRUE(pool_->ArenaMapped(2, their_arena));
   EXPECT_FALSE(pool_->RetireOne(ExtentPool::Sparing::kAll));  // there is no shared region yet
   const auto shared = pool_->Reserve(kPage);
   ASSERT_TRUE(pool_->RetireOne(ExtentPool::Sparing::kAll));
-  EXPECT_FALSE(Info(mine->extent().region->id())->draining);
+  EXPECT_FALSE(Info(my_arena)->draining);
   EXPECT_FALSE(Info(shared->extent().region->id())->draining);
-  EXPECT_TRUE(Info(theirs->extent().region->id())->draining);
-  EXPECT_NE(pool_->ReserveInArena(2, kPage)->extent().region->id(), theirs->extent().region->id());
+  EXPECT_TRUE(Info(their_arena)->draining);
+  EXPECT_NE(pool_->ReserveInArena(2, kPage)->extent().region->id(), their_arena);
   // The reservation that was made there can still be committed.
   const ValueRef value = std::move(*theirs).Publish();
   EXPECT_EQ(value->length(), kMiB);
+}
+
+TEST_F(ExtentPoolTest, AnArenaThatItsWriterHasYetToMapIsNotRetired) {
+  const auto shared = pool_->Reserve(kPage);
+  auto first = pool_->ReserveInArena(1, kPage);
+  const uint32_t arena = first->extent().region->id();
+  EXPECT_FALSE(pool_->RetireOne());
+  EXPECT_TRUE(pool_->MayMapWritable(1, arena));
+  ASSERT_TRUE(pool_->ArenaMapped(1, arena));
+  EXPECT_TRUE(pool_->RetireOne());
+  EXPECT_TRUE(Info(arena)->draining);
+}
+
+TEST_F(ExtentPoolTest, FreeElsewhereIsWhatOneWriterCannotHave) {
+  const auto shared = pool_->Reserve(kPage);
+  EXPECT_EQ(pool_->FreeElsewhere(kNoSession), 0u);
+  EXPECT_EQ(pool_->FreeElsewhere(1), 0u);
+  const auto mine = pool_->ReserveInArena(1, kMiB);
+  const uint64_t free = Info(mine->extent().region->id())->bytes - kMiB;
+  EXPECT_EQ(pool_->FreeElsewhere(1), 0u);
+  EXPECT_EQ(pool_->FreeElsewhere(2), free);
+  EXPECT_EQ(pool_->FreeElsewhere(kNoSession), free);
+  pool_->SessionEnded(1);
+  EXPECT_EQ(pool_->FreeElsewhere(2), 0u);
+}
+
+TEST_F(ExtentPoolTest, AnArenaThatDrainsMayBeMappedForWhatIsReservedThere) {
+  auto reserved = pool_->ReserveInArena(1, kPage);
+  const uint32_t arena = reserved->extent().region->id();
+  pool_->SessionEnded(1);
+  ASSERT_TRUE(Info(arena)->draining);
+  EXPECT_TRUE(pool_->MayMapWritable(1, arena));
+  EXPECT_FALSE(pool_->MayMapWritable(2, arena));
+  { const auto aborted = std::move(*reserved); }
+  EXPECT_FALSE(pool_->MayMapWritable(1, arena));
 }
 
 TEST(ExtentPoolsTest, RegionNumbersAreUniqueAcrossPools) {
