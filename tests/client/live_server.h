@@ -48,7 +48,9 @@ class LiveServer {
  public:
   using Settings = std::initializer_list<std::pair<const char*, const char*>>;
 
-  explicit LiveServer(Settings settings = {}, int port = 0) : port_(port != 0 ? port : FreePort()) {
+  // `ssd_env`: the file system of the SSD tier; nullptr: the real one.
+  explicit LiveServer(Settings settings = {}, int port = 0, rocksdb::Env* ssd_env = nullptr)
+      : port_(port != 0 ? port : FreePort()) {
     server::SetLogLevel(server::LogLevel::kWarning);
     Set("port", std::to_string(port_).c_str());
     Set("bind", "127.0.0.1");
@@ -57,6 +59,7 @@ class LiveServer {
     Set("dumpable", "yes");  // the leak sanitizer looks at its own process
     for (const auto& [key, value] : settings) Set(key, value);
     server_ = std::make_unique<server::Server>(config_);
+    server_->set_ssd_env(ssd_env);
     const Status started = server_->Start();
     EXPECT_TRUE(started) << started.error().message;
   }
