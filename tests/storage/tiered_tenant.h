@@ -33,6 +33,7 @@ class TieredTenant {
     options.capacity_bytes = 1ull << 30;
     options.queue_bytes = 32 * kMiB;
     options.readers = 4;
+    options.wait_ms = kPatience.count();
     tenant_options.quota_bytes = 64 * kMiB;
     tenant_options.policy = MaxmemoryPolicy::kAllKeysLru;
     tenant_options.region_bytes = 4 * kMiB;
@@ -49,7 +50,7 @@ class TieredTenant {
   // What a killed process leaves.
   void Crash() { tenant.reset(); }
   void Stop() {
-    const Status saved = tier().Save(60'000, nullptr);
+    const Status saved = tier().Save(kPatience.count(), nullptr);
     EXPECT_TRUE(saved) << saved.error().message;
     tenant.reset();
   }
@@ -171,7 +172,7 @@ class TieredTenant {
       const SsdTierStats now = stats();
       return now.queued_values == 0 && now.loads_queued == 0;
     }));
-    EXPECT_TRUE(tier().log().Sync(20'000));
+    EXPECT_TRUE(tier().log().Sync(kPatience.count()));
   }
 
   struct Found {
