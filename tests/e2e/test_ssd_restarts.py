@@ -75,6 +75,8 @@ def test_the_hottest_values_come_up_by_themselves(start):
     put_down(client, {f"cold:{i}": stamped(f"cold:{i}", 1, 100 * KIB) for i in range(20)})
     for i in range(100):
         client.set(f"warm:{i}", stamped(f"warm:{i}", 1, 500 * KIB))
+    # Heat is told apart by seconds under this policy.
+    wait_for(lambda: client.object("idletime", "warm:99") > 0, "a second to pass")
     client.set("hot", stamped("hot", 1, 100 * KIB))
     for _ in range(10):
         client.get("hot")

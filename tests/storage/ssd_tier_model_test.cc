@@ -176,6 +176,7 @@ TEST(SsdTierThreadsTest, WritersReadersEvictionAndFlushes) {
   TieredTenant t;
   t.tenant_options.quota_bytes = 16 * kMiB;
   t.options.capacity_bytes = 24 * kMiB;
+  t.upkeep_runs = true;
   t.Open();
   std::vector<Owner> owners;
   for (int i = 0; i < 3; ++i) owners.emplace_back(t, i, random.Next());
@@ -201,6 +202,7 @@ TEST(SsdTierThreadsTest, WritersReadersEvictionAndFlushes) {
       flushes.join();
     }
     round == 0 ? t.StopAndOpen() : t.CrashAndOpen();
+    const Upkeep upkeep({t.tenant.get()});
     for (Owner& owner : owners) {
       owner.CheckAll();
       EXPECT_EQ(owner.wrong(), 0u);

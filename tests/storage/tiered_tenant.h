@@ -74,6 +74,7 @@ class TieredTenant {
     Result<WriteHandle> handle = tenant->Reserve(length, UnixNowMs());
     EXPECT_TRUE(Eventually([&] {
       if (!handle && handle.error().code == ErrorCode::kBusy) {
+        KeepUp();
         handle = tenant->Reserve(length, UnixNowMs());
       }
       return handle || handle.error().code != ErrorCode::kBusy;
@@ -214,11 +215,19 @@ class TieredTenant {
     std::promise<SsdTier::LoadError> promise;
     tier().Load(hash, place, SsdTier::Why::kWanted,
                 [&promise](const SsdTier::Loaded& loaded) { promise.set_value(loaded.error); });
-    return promise.get_future().get();
+    auto future = promise.get_future();
+    while (future.wait_for(std::chrono::milliseconds(1)) != std::future_status::ready) KeepUp();
+    return future.get();
+  }
+
+  // Memory that somebody waits for comes free by upkeep, too.
+  void KeepUp() {
+    if (!upkeep_runs) tenant->Maintain(UnixNowMs());
   }
 
   SsdTierOptions options;
   TenantOptions tenant_options;
+  bool upkeep_runs = false;  // as a thread of its own
   const std::shared_ptr<TierDisk> disk = std::make_shared<TierDisk>();
 
  private:
