@@ -37,6 +37,8 @@ class Server {
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
+  // Before Start(): another file system under the SSD tier, which outlives the server.
+  void set_ssd_env(rocksdb::Env* env) { ssd_env_ = env; }
   // Everything up to answering clients.  The error says what to change.
   Status Start();
   // Returns when somebody called RequestShutdown (SIGTERM, SIGINT, SHUTDOWN).
@@ -95,6 +97,7 @@ class Server {
   void Tick();
 
   Config& config_;
+  rocksdb::Env* ssd_env_ = nullptr;
   ClientRegistry clients_;
   Placement placement_;
   std::vector<std::unique_ptr<storage::Tenant>> tenants_;

@@ -2,7 +2,6 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -12,8 +11,8 @@
 
 #include "client/attachment.h"
 #include "client/channel.h"
-#include "client/resp_stream.h"
 #include "tests/client/live_server.h"
+#include "tests/client/raw_session.h"
 #include "tests/client/stamped_block.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
@@ -22,120 +21,6 @@
 
 namespace moonpool::client {
 namespace {
-
-using protocol::AttachMessage;
-
-// A RESP connection and a raw attach socket, without the library's manners.
-class Hostile {
- public:
-  explicit Hostile(LiveServer& server) {
-    Endpoint endpoint;
-    Options options;
-    EXPECT_TRUE(ParseUrl(server.Url(), &endpoint, &options).ok());
-    EXPECT_TRUE(stream_.Connect(endpoint, options)) << stream_.failure().message;
-    // version node epoch host session tenant limits transports regions, as lines of text.
-    const std::string hello = Run({"KV.HELLO", "1"});
-    const auto after = [&](const std::string& word) {
-      const size_t at = hello.find("\n" + word + "\n");
-      EXPECT_NE(at, std::string::npos) << hello;
-      const size_t start = at + word.size() + 2;
-      return hello.substr(start, hello.find('\n', start) - start);
-    };
-    address_ = after("attach");
-    token_ = after("token");
-    session_ = after("session");
-  }
-
-  // A command and its reply as text; errors begin with their code.
-  std::string Run(std::initializer_list<std::string_view> words) {
-    stream_.Begin(words.size());
-    for (const std::string_view word : words) stream_.Word(word);
-    std::string text;
-    EXPECT_TRUE(stream_.Flush() && stream_.ReadText(&text)) << stream_.failure().message;
-    return text;
-  }
-
-  // Connects to the attach socket; false when the server hangs up on the token.
-  bool Attach(std::string token) {
-    sockaddr_un where{};
-    where.sun_family = AF_UNIX;
-    std::memcpy(where.sun_path, address_.data(), address_.size());
-    where.sun_path[0] = '\0';
-    fd_.Reset(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-    EXPECT_EQ(connect(fd_.get(), reinterpret_cast<sockaddr*>(&where),
-                      static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + address_.size())),
-              0);
-    AttachMessage hello;
-    hello.type = AttachMessage::kHello;
-    std::copy(token.begin(), token.end(), hello.token.begin());
-    EXPECT_TRUE(protocol::SendAttachMessage(fd_.get(), hello));
-    auto welcome = protocol::ReceiveAttachMessage(fd_.get());
-    if (!welcome) return false;
-    EXPECT_EQ(welcome->message.type, AttachMessage::kWelcome);
-    generations_ = std::move(welcome->fd);
-    generations_bytes_ = welcome->message.bytes;
-    return true;
-  }
-  bool Attach() { return Attach(token_); }
-
-  // Asks for a region: its descriptor, size and whether it may be written.
-  struct Region {
-    UniqueFd fd;
-    size_t bytes = 0;
-    bool writable = false;
-  };
-  Region Want(uint32_t region) {
-    AttachMessage want;
-    want.type = AttachMessage::kWant;
-    want.region = region;
-    EXPECT_TRUE(protocol::SendAttachMessage(fd_.get(), want));
-    auto answer = protocol::ReceiveAttachMessage(fd_.get());
-    if (!answer || answer->message.type != AttachMessage::kRegion) return {};
-    return {std::move(answer->fd), answer->message.bytes, answer->message.writable != 0};
-  }
-  bool Mapped(uint32_t region) {
-    AttachMessage mapped;
-    mapped.type = AttachMessage::kMapped;
-    mapped.region = region;
-    EXPECT_TRUE(protocol::SendAttachMessage(fd_.get(), mapped));
-    auto answer = protocol::ReceiveAttachMessage(fd_.get());
-    return answer && answer->message.type == AttachMessage::kSealed;
-  }
-
-  // KV.ALLOC of one key: token, region, offset.
-  struct Allocation {
-    std::string token;
-    uint32_t region = 0;
-    uint64_t offset = 0;
-  };
-  Allocation Alloc(std::string_view key, size_t bytes) {
-    const std::string reply = Run({"KV.ALLOC", "1", key, std::to_string(bytes)});
-    Allocation allocation;
-    unsigned long long region = 0, offset = 0, token = 0;
-    EXPECT_EQ(std::sscanf(reply.c_str(), "%llu\n%llu\n%llu", &token, &region, &offset), 3)
-        << reply;
-    allocation.token = std::to_string(token);
-    allocation.region = static_cast<uint32_t>(region);
-    allocation.offset = offset;
-    return allocation;
-  }
-
-  const std::string& token() const { return token_; }
-  int attach_fd() const { return fd_.get(); }
-  int generations() const { return generations_.get(); }
-  size_t generations_bytes() const { return generations_bytes_; }
-  void HangUp() { fd_.Reset(); }
-  RespStream& stream() { return stream_; }
-
- private:
-  RespStream stream_;
-  std::string address_;
-  std::string token_;
-  std::string session_;
-  UniqueFd fd_;
-  UniqueFd generations_;
-  size_t generations_bytes_ = 0;
-};
 
 // Every way to change a memory file that a reader was given; none may work.
 void ExpectReadOnly(int fd, size_t bytes) {
@@ -165,7 +50,7 @@ void ExpectReadOnly(int fd, size_t bytes) {
   EXPECT_EQ(size, static_cast<off_t>(bytes));
 }
 
-uint32_t RegionOf(Hostile& client, std::string_view key) {
+uint32_t RegionOf(RawSession& client, std::string_view key) {
   const std::string located = client.Run({"KV.LOCATE", "1", key});
   return static_cast<uint32_t>(std::stoul(located));
 }
@@ -173,10 +58,10 @@ uint32_t RegionOf(Hostile& client, std::string_view key) {
 TEST(HostileClient, SharedRegionsAndGenerationsCannotBeChanged) {
   LiveServer server;
   server.Connect("transport=tcp")->Set("key", std::string(100000, 'k'));
-  Hostile hostile(server);
+  RawSession hostile(server);
   ASSERT_TRUE(hostile.Attach());
   ExpectReadOnly(hostile.generations(), hostile.generations_bytes());
-  const Hostile::Region region = hostile.Want(RegionOf(hostile, "key"));
+  const RawSession::Region region = hostile.Want(RegionOf(hostile, "key"));
   ASSERT_TRUE(region.fd);
   EXPECT_FALSE(region.writable);
   ExpectReadOnly(region.fd.get(), region.bytes);
@@ -184,11 +69,11 @@ TEST(HostileClient, SharedRegionsAndGenerationsCannotBeChanged) {
 
 TEST(HostileClient, TokensAreGoodOnceAndOnlyForTheirSession) {
   LiveServer server;
-  Hostile hostile(server);
+  RawSession hostile(server);
   EXPECT_FALSE(hostile.Attach(std::string(32, '0'))) << "guessed";
   ASSERT_TRUE(hostile.Attach());
   EXPECT_FALSE(hostile.Attach()) << "used twice";
-  Hostile other(server);
+  RawSession other(server);
   const std::string stolen = other.token();
   other.Run({"KV.HELLO", "1"});  // a new session: the old token names nobody
   EXPECT_FALSE(hostile.Attach(stolen)) << "of a session that is over";
@@ -196,7 +81,7 @@ TEST(HostileClient, TokensAreGoodOnceAndOnlyForTheirSession) {
 
 TEST(HostileClient, TokensExpire) {
   LiveServer server({{"attach-timeout", "1"}});
-  Hostile hostile(server);
+  RawSession hostile(server);
   std::this_thread::sleep_for(std::chrono::milliseconds(1100));  // what is tested is a time
   EXPECT_FALSE(hostile.Attach());
 }
@@ -205,7 +90,7 @@ TEST(HostileClient, GarbageOnTheAttachSocketEndsOnlyThatSession) {
   LiveServer server;
   const auto good = server.Connect("transport=shm");
   ASSERT_TRUE(good->Set("key", std::string(100000, 'k')).ok());
-  Hostile hostile(server);
+  RawSession hostile(server);
   ASSERT_TRUE(hostile.Attach());
   const char garbage[100] = "not a message";
   EXPECT_GT(send(hostile.attach_fd(), garbage, sizeof(garbage), MSG_NOSIGNAL), 0);
@@ -213,22 +98,22 @@ TEST(HostileClient, GarbageOnTheAttachSocketEndsOnlyThatSession) {
   EXPECT_EQ(recv(hostile.attach_fd(), &end, 1, 0), 0) << "the server did not hang up";
   EXPECT_EQ(hostile.Run({"PING"}), "PONG") << "RESP goes on";
   // Half a token, then nothing: the place it took is given back, others still get in.
-  std::vector<std::unique_ptr<Hostile>> silent;
-  for (int i = 0; i < 20; ++i) silent.push_back(std::make_unique<Hostile>(server));
+  std::vector<std::unique_ptr<RawSession>> silent;
+  for (int i = 0; i < 20; ++i) silent.push_back(std::make_unique<RawSession>(server));
   std::string value;
   EXPECT_TRUE(server.Connect("transport=shm")->Get("key", &value).ok());
 }
 
 TEST(HostileClient, AnArenaIsWritableForItsSessionAloneAndSealedForTheRest) {
   LiveServer server;
-  Hostile writer(server);
+  RawSession writer(server);
   ASSERT_TRUE(writer.Attach());
   const auto allocation = writer.Alloc("mine", 100000);
-  Hostile reader(server);
+  RawSession reader(server);
   ASSERT_TRUE(reader.Attach());
   EXPECT_FALSE(reader.Want(allocation.region).fd) << "an arena nothing is committed to yet";
 
-  Hostile::Region region = writer.Want(allocation.region);
+  RawSession::Region region = writer.Want(allocation.region);
   ASSERT_TRUE(region.fd);
   ASSERT_TRUE(region.writable);
   // Nothing counts before the arena is mapped and sealed.
@@ -244,7 +129,7 @@ TEST(HostileClient, AnArenaIsWritableForItsSessionAloneAndSealedForTheRest) {
   ASSERT_EQ(second.region, allocation.region);
   std::memset(data + second.offset, 'v', 100000);
   EXPECT_EQ(writer.Run({"KV.COMMIT", "1", "mine", second.token, "-"}), "OK");
-  const Hostile::Region seen = reader.Want(allocation.region);
+  const RawSession::Region seen = reader.Want(allocation.region);
   ASSERT_TRUE(seen.fd);
   EXPECT_FALSE(seen.writable);
   ExpectReadOnly(seen.fd.get(), seen.bytes);
@@ -255,10 +140,10 @@ TEST(HostileClient, AnArenaIsWritableForItsSessionAloneAndSealedForTheRest) {
 TEST(HostileClient, AWriterWhoseSessionEndedCannotHarmAnybody) {
   LiveServer server({{"maxmemory", "64mb"}, {"region-size", "8mb"}, {"arena-size", "4mb"}});
   const auto reader = server.Connect("transport=shm");
-  auto hostile = std::make_unique<Hostile>(server);
+  auto hostile = std::make_unique<RawSession>(server);
   ASSERT_TRUE(hostile->Attach());
   const auto first = hostile->Alloc("kept", 200000);
-  Hostile::Region region = hostile->Want(first.region);
+  RawSession::Region region = hostile->Want(first.region);
   ASSERT_TRUE(region.writable);
   auto* data = static_cast<char*>(
       mmap(nullptr, region.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, region.fd.get(), 0));
@@ -318,10 +203,10 @@ TEST(HostileClient, AWriterWhoseSessionEndedCannotHarmAnybody) {
 
 TEST(HostileClient, CopiedCommitsCannotBeChangedAfterwards) {
   LiveServer server({{"shm-commit", "copy"}});
-  Hostile writer(server);
+  RawSession writer(server);
   ASSERT_TRUE(writer.Attach());
   const auto first = writer.Alloc("key", 100000);
-  const Hostile::Region region = writer.Want(first.region);
+  const RawSession::Region region = writer.Want(first.region);
   auto* data = static_cast<char*>(
       mmap(nullptr, region.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, region.fd.get(), 0));
   ASSERT_NE(data, MAP_FAILED);
@@ -335,7 +220,7 @@ TEST(HostileClient, CopiedCommitsCannotBeChangedAfterwards) {
 
 TEST(HostileClient, RegionsOfNobodyAreNotHandedOut) {
   LiveServer server;
-  Hostile hostile(server);
+  RawSession hostile(server);
   ASSERT_TRUE(hostile.Attach());
   for (const uint32_t region : {0u, 999999u, UINT32_MAX}) EXPECT_FALSE(hostile.Want(region).fd);
 }
@@ -343,7 +228,7 @@ TEST(HostileClient, RegionsOfNobodyAreNotHandedOut) {
 TEST(HostileClient, ForeignReservationsAndLeasesAreNotFound) {
   LiveServer server;
   server.Connect("transport=tcp")->Set("key", std::string(100000, 'k'));
-  Hostile one(server), two(server);
+  RawSession one(server), two(server);
   ASSERT_TRUE(one.Attach());
   ASSERT_TRUE(two.Attach());
   const auto mine = one.Alloc("a", 100000);

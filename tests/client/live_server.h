@@ -3,12 +3,12 @@
 
 #include <netinet/in.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <functional>
 #include <initializer_list>
 #include <memory>
+#include <random>
 #include <string>
 #include <thread>
 #include <utility>
@@ -16,27 +16,30 @@
 #include <gtest/gtest.h>
 
 #include "client/moonpool/client.h"
+#include "protocol/unique_fd.h"
 #include "server/config.h"
 #include "server/log.h"
 #include "server/server.h"
 
 namespace moonpool {
 
+// A port nobody listens on, below those that the kernel gives to outgoing connections.
 inline int FreePort() {
-  const int fd = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  EXPECT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
-  socklen_t size = sizeof(address);
-  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
-  close(fd);
-  return ntohs(address.sin_port);
+  std::random_device random;
+  for (;;) {
+    const auto port = static_cast<uint16_t>(20000 + random() % 12000);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons(port);
+    const UniqueFd fd(socket(AF_INET, SOCK_STREAM, 0));
+    if (bind(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0) return port;
+  }
 }
 
 // Polls until condition() holds; false when it never does.
-inline bool Eventually(const std::function<bool()>& condition, int seconds = 60) {
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
+inline bool Eventually(const std::function<bool()>& condition) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(180);
   while (!condition()) {
     if (std::chrono::steady_clock::now() > end) return false;
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
@@ -48,15 +51,20 @@ class LiveServer {
  public:
   using Settings = std::initializer_list<std::pair<const char*, const char*>>;
 
-  explicit LiveServer(Settings settings = {}, int port = 0) : port_(port != 0 ? port : FreePort()) {
+  // `ssd_env`: the file system of the SSD tier; nullptr: the real one.
+  explicit LiveServer(Settings settings = {}, int port = 0, rocksdb::Env* ssd_env = nullptr)
+      : port_(port != 0 ? port : FreePort()) {
     server::SetLogLevel(server::LogLevel::kWarning);
     Set("port", std::to_string(port_).c_str());
     Set("bind", "127.0.0.1");
     Set("maxmemory", "256mb");
     Set("io-threads", "2");
     Set("dumpable", "yes");  // the leak sanitizer looks at its own process
+    Set("memory-wait", "60000");  // sanitizer builds on a busy machine are slow
+    Set("attach-timeout", "60");
     for (const auto& [key, value] : settings) Set(key, value);
     server_ = std::make_unique<server::Server>(config_);
+    server_->set_ssd_env(ssd_env);
     const Status started = server_->Start();
     EXPECT_TRUE(started) << started.error().message;
   }
@@ -72,7 +80,7 @@ class LiveServer {
   int port() const { return port_; }
   std::string Url(const std::string& options = "") const {
     return "moonpool://127.0.0.1:" + std::to_string(port_) +
-           (options.empty() ? "" : "?" + options);
+           "?timeout_ms=180000&connect_timeout_ms=60000" + (options.empty() ? "" : "&" + options);
   }
   server::Server& server() { return *server_; }
   server::Config& config() { return config_; }

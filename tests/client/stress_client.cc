@@ -37,8 +37,8 @@ int main(int argc, char** argv) {
   uint64_t good = 0, missed = 0, failed = 0, wrong = 0, version = 0;
   std::vector<char> block(800000);
   std::vector<mp::View> views;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // somebody reads along
   std::printf("running\n");
-  std::fflush(stdout);
   while (!stopped) {
     if (client == nullptr && !mp::Client::Connect(argv[1], {}, &client).ok()) {
       ++failed;  // the server may be between two lives

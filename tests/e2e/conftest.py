@@ -18,7 +18,7 @@ import resp
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BUILD = pathlib.Path(os.environ.get("MOONPOOL_BUILD", "build/release")).resolve()
 SERVER = BUILD / "server" / "moonpool-server"
-DEADLINE_S = 60  # for anything that is waited for; sanitizer builds are slow
+DEADLINE_S = resp.DEADLINE_S
 
 
 def pytest_report_header():

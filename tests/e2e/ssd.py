@@ -3,16 +3,19 @@ import hashlib
 import itertools
 import os
 
-from conftest import wait_for
+from conftest import DEADLINE_S, wait_for
 
 KIB = 1 << 10
 MIB = 1 << 20
 
-# Little memory and small files, so that values move and the store flushes and compacts; and a policy
-# under which other writes push down whatever was read before.
+# Little memory and small files, so that values move and the store flushes and compacts; a policy
+# under which other writes push down whatever was read before; and time, for slow disks and busy
+# machines.
 FLAGS = ("--ssd-chunk", "64kb", "--ssd-write-buffer", "4mb", "--dram-high-watermark", "0.2",
-         "--dram-evict-ratio", "0.1", "--maxmemory-policy", "allkeys-lru")
+         "--dram-evict-ratio", "0.1", "--maxmemory-policy", "allkeys-lru", "--memory-wait",
+         str(DEADLINE_S * 500), "--ssd-stop-timeout", str(DEADLINE_S))
 MEMORY = "64mb"
+FILLERS = 64
 
 
 def stamped(key, version, length):
@@ -42,17 +45,28 @@ def tier_of(client, key):
 
 
 def push_down(client, *keys):
-    """Writes other values until these are on the SSD alone."""
+    """Writes other values until these are on the SSD alone; then nothing large is in memory, and
+    nothing moves any more."""
     numbers = itertools.count()
     block = os.urandom(512 * KIB)
 
+    def queue():
+        return client.info("tiers")["tier_ssd_demotion_queue"]
+
     def down():
-        if all(tier_of(client, key) == "ssd" for key in keys):
+        where = {key: tier_of(client, key) for key in keys}
+        gone = [key for key, tier in where.items() if tier is None]
+        assert not gone, f"{gone} are gone: {client.info('tiers')}"
+        if set(where.values()) == {"ssd"}:
             return True
-        client.set(f"filler:{next(numbers) % 64}", block)
+        # No faster than the disk takes them: it is to have room for the garbage.
+        if queue() == 0:
+            client.set(f"filler:{next(numbers) % FILLERS}", block)
         return False
 
     wait_for(down, f"{keys} to be on the SSD")
+    client.delete(*(f"filler:{i}" for i in range(FILLERS)))
+    wait_for(lambda: queue() == 0, "the fillers to be gone")
 
 
 def put_down(client, values):

@@ -5,13 +5,13 @@ import subprocess
 
 import pytest
 
-from conftest import BUILD
+from conftest import BUILD, DEADLINE_S
 
 BENCH = BUILD / "tools" / "moonpool-bench"
 
 
 def bench(*words):
-    return subprocess.run([str(BENCH), *map(str, words)], text=True, timeout=300,
+    return subprocess.run([str(BENCH), *map(str, words)], text=True, timeout=3 * DEADLINE_S,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

@@ -2,7 +2,7 @@
 import json
 import subprocess
 
-from conftest import BUILD
+from conftest import BUILD, DEADLINE_S
 
 BENCH = BUILD / "tools" / "moonpool-bench"
 POLICIES = ["allkeys-lru", "allkeys-lfu", "allkeys-s3fifo", "allkeys-prefix", "allkeys-random"]
@@ -11,7 +11,7 @@ OPTIMUM = "optimum (Belady)"
 
 def measure(*arguments):
     done = subprocess.run([BENCH, "policy", "--json", "-", *map(str, arguments)],
-                          capture_output=True, text=True, timeout=120)
+                          capture_output=True, text=True, timeout=2 * DEADLINE_S)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -76,6 +76,6 @@ def test_the_learning_policy_is_never_clearly_worse():
 def test_wrong_capacities_are_refused():
     for capacity in ["1.5", "0.0", "nonsense"]:
         done = subprocess.run([BENCH, "policy", "--requests", "100", "--capacity", capacity],
-                              capture_output=True, text=True, timeout=60)
+                              capture_output=True, text=True, timeout=DEADLINE_S)
         assert done.returncode == 1
         assert "moonpool-bench:" in done.stderr

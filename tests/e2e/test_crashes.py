@@ -7,17 +7,23 @@ import time
 
 import pytest
 
-from conftest import BUILD, wait_for
+from conftest import BUILD, DEADLINE_S, wait_for
 
 CLIENT = BUILD / "tests" / "moonpool-stress-client"
+# Little memory, and time to wait for what dead clients still hold of it.
+FLAGS = ("--maxmemory", "96mb", "--region-size", "8mb", "--arena-size", "4mb", "--memory-wait",
+         str(DEADLINE_S * 500))
 
 
 class StressClient:
     def __init__(self, port, mode, seed, keys=60):
         self.process = subprocess.Popen(
-            [str(CLIENT), f"moonpool://127.0.0.1:{port}?timeout_ms=20000", mode, str(seed),
-             str(keys)], stdout=subprocess.PIPE, text=True)
+            [str(CLIENT), f"moonpool://127.0.0.1:{port}?timeout_ms={DEADLINE_S * 1000}", mode,
+             str(seed), str(keys)], stdout=subprocess.PIPE, text=True)
         assert self.process.stdout.readline() == "running\n"
+
+    def wait_for_failure(self):
+        assert self.process.stdout.readline().startswith("failed: ")
 
     def kill(self):
         self.process.kill()
@@ -27,7 +33,7 @@ class StressClient:
     def stop(self):
         """Ends it and returns its counts; wrong bytes fail the test."""
         self.process.send_signal(signal.SIGTERM)
-        self.out, _ = self.process.communicate(timeout=120)
+        self.out, _ = self.process.communicate(timeout=DEADLINE_S)
         assert self.process.returncode == 0, self.out
         counts = dict(pair.split("=") for pair in self.out.split()[-4:])
         return {name: int(count) for name, count in counts.items()}
@@ -67,7 +73,7 @@ def assert_nothing_leaked(client):
 
 @pytest.mark.parametrize("mode", ["write", "read", "hold", "mixed"])
 def test_killed_clients_leave_nothing_behind(start_server, mode):
-    server = start_server("--maxmemory", "96mb", "--region-size", "8mb", "--arena-size", "4mb")
+    server = start_server(*FLAGS)
     client = server.client()
     rng = random.Random(mode)
     witness = StressClient(server.port, "mixed", 1)
@@ -83,15 +89,14 @@ def test_killed_clients_leave_nothing_behind(start_server, mode):
 
 
 def test_killed_server_is_noticed_and_replaced(start_server):
-    server = start_server("--maxmemory", "96mb", "--region-size", "8mb", "--arena-size", "4mb")
+    server = start_server(*FLAGS)
     clients = [StressClient(server.port, mode, seed)
                for seed, mode in enumerate(["write", "read", "hold", "mixed"])]
     rng = random.Random(5)
     for _ in range(6):
         time.sleep(rng.uniform(0.05, 0.3))
         server.kill()
-        server = start_server("--maxmemory", "96mb", "--region-size", "8mb", "--arena-size",
-                              "4mb", port=server.port)
+        server = start_server(*FLAGS, port=server.port)
     client = server.client()
     # They are all at work again on the new server, over shared memory.
     wait_for(lambda: sum(1 for row in client.execute_command("KV.SESSIONS") if row[9] == b"shm")
@@ -111,6 +116,7 @@ def test_killed_server_leaves_no_memory_and_no_file(start_server, tmp_path):
     stress = StressClient(server.port, "mixed", 3)
     wait_for(lambda: stats(server.client())["commits"] > 10, "some writes")
     server.kill()
+    stress.wait_for_failure()
     counts = stress.stop()
     assert counts["failed"] > 0
     # No shared-memory file or attach socket stays; the Unix socket is taken over at the next start.

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from conftest import ROOT
+from conftest import DEADLINE_S, ROOT
 
 EXAMPLE = ROOT / "client" / "example" / "example.cc"
 PROJECT = """
@@ -17,7 +17,7 @@ target_link_libraries(example PRIVATE moonpool::moonpool)
 
 
 def run(*command, cwd, **environment):
-    ended = subprocess.run([str(word) for word in command], cwd=cwd, text=True, timeout=300,
+    ended = subprocess.run([str(word) for word in command], cwd=cwd, text=True, timeout=3 * DEADLINE_S,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                            env={**os.environ, **environment})
     assert ended.returncode == 0, f"{command} in {cwd}:\n{ended.stdout}"

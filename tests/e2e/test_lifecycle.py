@@ -5,11 +5,10 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 
 import pytest
 
-from conftest import SERVER, Server, free_port, wait_for
+from conftest import DEADLINE_S, SERVER, Server, free_port, wait_for
 from resp import Closed, Connection, Reply, encode
 from test_differential import pattern
 
@@ -20,7 +19,7 @@ LARGE = 64 << 20
                                   "SHUTDOWN NOW FORCE"])
 def test_a_reader_gets_all_of_it(start_server, stop):
     """What was asked for before the end is delivered, and the exit status is 0."""
-    server = start_server("--io-threads", "1")
+    server = start_server("--io-threads", "1", "--shutdown-timeout", "3600")
     value = pattern(1 << 20) * (LARGE >> 20)
     readers = [server.connect() for _ in range(3)]
     readers[0].value("SET", "k", value)
@@ -61,7 +60,6 @@ def test_all_loops_stop_at_once(start_server):
     heads = [reader.socket.recv(1000) for reader in readers]
     server.process.send_signal(signal.SIGTERM)
     for connection in idle:
-        connection.socket.settimeout(20)
         assert connection.closed() == b""
     for reader, head in zip(readers, heads):
         reader.input += head
@@ -180,7 +178,7 @@ def test_daemonize(tmp_path):
     port = free_port()
     ended = subprocess.run([SERVER, "--port", str(port), "--maxmemory", "64mb", "--daemonize",
                             "yes", "--pidfile", "moonpool.pid", "--logfile", "moonpool.log",
-                            "--dir", tmp_path], timeout=60, capture_output=True, cwd="/")
+                            "--dir", tmp_path], timeout=DEADLINE_S, capture_output=True, cwd="/")
     assert ended.returncode == 0 and ended.stdout == b"", ended
     pid = int((tmp_path / "moonpool.pid").read_text())
     with Connection(port) as connection:
@@ -195,7 +193,7 @@ def test_daemonize(tmp_path):
 def test_daemonize_tells_when_it_cannot_start(start_server, tmp_path):
     port = start_server().port
     ended = subprocess.run([SERVER, "--port", str(port), "--maxmemory", "64mb", "--daemonize",
-                            "yes", "--dir", tmp_path], timeout=60, capture_output=True)
+                            "yes", "--dir", tmp_path], timeout=DEADLINE_S, capture_output=True)
     assert ended.returncode == 1
     assert b"Address already in use" in ended.stderr
 
@@ -263,9 +261,7 @@ def test_defaults(tmp_path):
         assert info["maxmemory_policy"] == "allkeys-prefix"
         assert 0 < int(info["maxmemory"]) <= int(info["total_system_memory"]) // 2
         assert info["shm"] == "on"
-    start = time.monotonic()
     assert server.stop() == 0
-    assert time.monotonic() - start < 60
     assert os.listdir(tmp_path) == ["log"]
 
 
@@ -277,7 +273,7 @@ def test_connections_during_the_start(tmp_path):
     try:
         def connected():
             try:
-                return socket.create_connection(("127.0.0.1", port), timeout=60)
+                return socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S)
             except ConnectionRefusedError:
                 return None
         first = wait_for(connected, "the port to answer")
@@ -286,4 +282,4 @@ def test_connections_during_the_start(tmp_path):
         first.close()
     finally:
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(DEADLINE_S) == 0

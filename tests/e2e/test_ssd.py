@@ -131,31 +131,30 @@ def test_values_keep_names_and_times_across_tiers(client):
     names = ("from", "to", "copied", "expiring")
     values = {key: stamped(key, 1, 200 * KIB) for key in names}
     put_down(client, values)
-    client.pexpire("from", 1_000_000)
-    client.pexpire("expiring", 500_000)
+    client.pexpire("from", 10_000_000)
+    client.pexpire("expiring", 5_000_000)
     assert client.rename("from", "to")
     assert tier_of(client, "to") == "ssd"  # its bytes stayed where they were
     assert client.get("from") is None and client.get("to") == values["from"]
-    assert 900_000 < client.pttl("to") <= 1_000_000
+    assert 9_000_000 < client.pttl("to") <= 10_000_000
     assert client.copy("copied", "copy") == 1
     assert client.get("copied") == client.get("copy") == values["copied"]
     client.delete("copied")
     assert client.get("copy") == values["copied"]
     push_down(client, "copy", "to")
     assert client.get("copy") == values["copied"] and client.get("to") == values["from"]
-    assert 400_000 < client.pttl("expiring") <= 500_000
+    assert 4_000_000 < client.pttl("expiring") <= 5_000_000
     assert client.persist("expiring") == 1 and client.pttl("expiring") == -1
     assert client.get("expiring") == values["expiring"] and client.pttl("expiring") == -1
 
 
 def test_time_frees_the_ssd_without_reading(tiered, client):
     put_down(client, {f"dies:{i}": stamped("dies", i, 128 * KIB) for i in range(20)})
-    wait_for(lambda: tiers(tiered)["tier_ssd_demotion_queue"] == 0, "what pushed them down to follow")
     before = tiers(tiered)
+    assert before["tier_ssd_bytes"] == 20 * 128 * KIB
     for i in range(20):
         client.pexpire(f"dies:{i}", 1)
-    wait_for(lambda: tiers(tiered)["tier_ssd_bytes"] <= before["tier_ssd_bytes"] - 20 * 128 * KIB,
-             "the SSD to be free")
+    wait_for(lambda: tiers(tiered)["tier_ssd_bytes"] == 0, "the SSD to be free")
     assert tiers(tiered)["tier_ssd_loaded_bytes"] == before["tier_ssd_loaded_bytes"]
 
 
@@ -179,6 +178,7 @@ def test_tiers_are_told(tiered, client):
 def test_memory_stats_tells_by_tier(tiered, client):
     put_down(client, {f"down:{i}": stamped(f"down:{i}", 1, 100 * KIB) for i in range(10)})
     client.set("small", "x")
+    client.set("large", stamped("large", 1, 100 * KIB))
 
     def told():
         before, stats, after = tiers(tiered), client.memory_stats(), tiers(tiered)
@@ -211,7 +211,10 @@ def test_others_do_not_wait(tiered, client):
     values = {f"slow:{i}": stamped(f"slow:{i}", i, MIB) for i in range(16)}
     served = rounds = 0
     with tiered.connect() as slow, tiered.connect() as quick:
-        while rounds < 5:
+        # Whoever waited for the 16 MB would be served once a round at most; who is not may be so
+        # too, on a machine that gives this process its turn late.
+        while served <= rounds:
+            assert rounds < 50, (served, rounds)
             put_down(client, values)
             slow.send(encode("MGET", *values))
             while not select.select([slow.socket], [], [], 0)[0]:
@@ -219,8 +222,6 @@ def test_others_do_not_wait(tiered, client):
                 served += 1
             assert [reply.value for reply in slow.reply().value] == list(values.values())
             rounds += 1
-    # Whoever waited for the 6 MB would have been served once a round at most.
-    assert served > rounds
 
 
 def test_clients_that_leave_while_they_wait(tiered, client):
@@ -252,7 +253,7 @@ def test_descriptors_are_of_values_that_came_up(tiered, client):
 
 def test_libmoonpool_reads_what_is_on_the_ssd(tmp_path, start_server):
     server = start_server("--ssd-directory", tmp_path / "ssd", "--region-size", "8mb",
-                          "--arena-size", "4mb", "--memory-wait", "30000", *FLAGS, memory="96mb")
+                          "--arena-size", "4mb", *FLAGS, memory="96mb")
     stressed = [StressClient(server.port, mode, seed, keys=250)
                 for seed, mode in enumerate(["mixed", "write", "read"])]
     wait_for(lambda: tiers(server)["tier_ssd_hits"] > 100, "reads from the SSD")

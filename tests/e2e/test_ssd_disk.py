@@ -62,7 +62,7 @@ def test_a_full_disk(start_server, small_disk):
     for _ in range(3):
         write(50)
         assert check_all(client, versions) > 5
-    assert tiers(server)["tier_ssd_drops_refused"] > 0
+    wait_for(lambda: write(5) or tiers(server)["tier_ssd_drops_refused"] > 0, "values to be dropped")
     # Somebody makes room, and it recovers by itself.
     subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
     before = tiers(server)["tier_ssd_demotions"]
@@ -132,7 +132,7 @@ def test_garbage_in_the_files_is_a_miss(start_server, tmp_path):
     found = check_all(client, versions)
     lost = tiers(server)["tier_ssd_lost"]
     # What came up ahead of being asked for may be lost as well.
-    assert 0 < len(versions) - found <= lost <= damaged
+    assert 0 < len(versions) - found <= lost <= 2 * damaged  # where one ends and another begins
     assert client.exists(*versions) == found  # what was lost is gone for good
     assert tiers(server)["tier_ssd_last_error"] != "none"
     assert check_all(client, versions) == found

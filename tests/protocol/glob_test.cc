@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <chrono>
 #include <string>
 #include <string_view>
 
@@ -155,13 +154,11 @@ TEST(GlobTest, ManyStarsAreNotExponential) {
   std::string pattern;
   for (int i = 0; i < 500; ++i) pattern += "a*";
   const std::string text(5000, 'a');
-  const auto start = std::chrono::steady_clock::now();
+  // If they were, this would take longer than the universe.
   EXPECT_TRUE(GlobMatch(pattern, text));
   EXPECT_FALSE(GlobMatch(pattern + "b", text));
   EXPECT_FALSE(GlobMatch("*" + std::string(2000, 'a') + "b", text));
   EXPECT_FALSE(GlobMatch("*[" + std::string(2000, 'x') + "]b", text));
-  // Exponential would take longer than the universe; the bound is for slow sanitizers.
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
 }
 
 }  // namespace

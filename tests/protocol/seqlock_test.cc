@@ -82,7 +82,7 @@ class Recycler {
       threads.emplace_back([&, r] { Read(static_cast<size_t>(r), stop, accepted, torn); });
     }
     // Go on until the readers have had their share too, however the threads are scheduled.
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(180);
     for (uint64_t life = 1; (life <= lives || accepted < 1000) && torn->load() < stop_at_torn;
          ++life) {
       Buffer& buffer = buffers_[life % kBuffers];

@@ -5,11 +5,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include "protocol/unique_fd.h"
@@ -69,11 +67,13 @@ TEST_P(SsdCrashTest, AfterAKillWhatWasAcknowledgedHolds) {
       mmap(nullptr, sizeof(Ledger), PROT_READ | PROT_WRITE, MAP_SHARED, ledger_fd.get(), 0));
   ASSERT_NE(ledger, MAP_FAILED);
   uint64_t survived = 0, unfinished = 0, largest = 0;
-  for (int round = 0; round < Steps(24); ++round) {
+  // The test would be worth nothing if nothing survived.
+  for (int round = 0; round < Steps(24) || survived == 0; ++round) {
+    ASSERT_LT(round, 200);
     const pid_t child = StartChild("work", options, random(), ledger_fd.get());
     ASSERT_GE(child, 0);
-    ASSERT_TRUE(Eventually([&] { return ledger->count > 5; }));
-    std::this_thread::sleep_for(std::chrono::milliseconds(random() % 300));
+    const uint64_t until = 5 + random() % 500;
+    ASSERT_TRUE(Eventually([&] { return ledger->count > until; }));
     kill(child, SIGKILL);
     int status = 0;
     ASSERT_EQ(waitpid(child, &status, 0), child);
@@ -119,7 +119,6 @@ TEST_P(SsdCrashTest, AfterAKillWhatWasAcknowledgedHolds) {
       entry.state = Ledger::kNone;
     }
   }
-  EXPECT_GT(survived, 0u);
   if (options.log_payload) {
     EXPECT_EQ(unfinished, 0u);
   }

@@ -1,11 +1,8 @@
 // Disks that are full, that fail, and that changed what was written.
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <rocksdb/env.h>
-#include <rocksdb/file_system.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <memory>
@@ -14,88 +11,14 @@
 
 #include "storage/ssd_store.h"
 #include "tests/storage/ssd_directory.h"
+#include "tests/storage/tier_disk.h"
 
 namespace moonpool::storage {
 namespace {
 
-enum class Fault { kNone, kFull, kWriteError, kReadError };
-
-class FaultyFile : public rocksdb::FSWritableFileOwnerWrapper {
- public:
-  FaultyFile(std::unique_ptr<rocksdb::FSWritableFile>&& file, const std::atomic<Fault>* fault)
-      : FSWritableFileOwnerWrapper(std::move(file)), fault_(fault) {}
-  using IOStatus = rocksdb::IOStatus;
-  IOStatus Append(const rocksdb::Slice& data, const rocksdb::IOOptions& options,
-                  rocksdb::IODebugContext* context) override {
-    IOStatus now = Now();
-    return now.ok() ? FSWritableFileOwnerWrapper::Append(data, options, context) : now;
-  }
-  IOStatus Append(const rocksdb::Slice& data, const rocksdb::IOOptions& options,
-                  const rocksdb::DataVerificationInfo&, rocksdb::IODebugContext* context) override {
-    return Append(data, options, context);
-  }
-  IOStatus PositionedAppend(const rocksdb::Slice& data, uint64_t offset,
-                            const rocksdb::IOOptions& options,
-                            rocksdb::IODebugContext* context) override {
-    IOStatus now = Now();
-    return now.ok() ? FSWritableFileOwnerWrapper::PositionedAppend(data, offset, options, context)
-                    : now;
-  }
-  IOStatus PositionedAppend(const rocksdb::Slice& data, uint64_t offset,
-                            const rocksdb::IOOptions& options, const rocksdb::DataVerificationInfo&,
-                            rocksdb::IODebugContext* context) override {
-    return PositionedAppend(data, offset, options, context);
-  }
-
- private:
-  IOStatus Now() const {
-    if (*fault_ == Fault::kFull) return IOStatus::NoSpace("No space left on device");
-    if (*fault_ == Fault::kWriteError) return IOStatus::IOError("Input/output error");
-    return IOStatus::OK();
-  }
-  const std::atomic<Fault>* fault_;
-};
-
-class FaultyReader : public rocksdb::FSRandomAccessFileOwnerWrapper {
- public:
-  FaultyReader(std::unique_ptr<rocksdb::FSRandomAccessFile>&& file, const std::atomic<Fault>* fault)
-      : FSRandomAccessFileOwnerWrapper(std::move(file)), fault_(fault) {}
-  rocksdb::IOStatus Read(uint64_t offset, size_t bytes, const rocksdb::IOOptions& options,
-                         rocksdb::Slice* result, char* scratch,
-                         rocksdb::IODebugContext* context) const override {
-    if (*fault_ == Fault::kReadError) return rocksdb::IOStatus::IOError("Input/output error");
-    return FSRandomAccessFileOwnerWrapper::Read(offset, bytes, options, result, scratch, context);
-  }
-
- private:
-  const std::atomic<Fault>* fault_;
-};
-
-class FaultyDisk : public rocksdb::FileSystemWrapper {
- public:
-  FaultyDisk() : FileSystemWrapper(rocksdb::FileSystem::Default()) {}
-  const char* Name() const override { return "FaultyDisk"; }
-  rocksdb::IOStatus NewWritableFile(const std::string& name, const rocksdb::FileOptions& options,
-                                    std::unique_ptr<rocksdb::FSWritableFile>* result,
-                                    rocksdb::IODebugContext* context) override {
-    auto status = FileSystemWrapper::NewWritableFile(name, options, result, context);
-    if (status.ok()) *result = std::make_unique<FaultyFile>(std::move(*result), &fault);
-    return status;
-  }
-  rocksdb::IOStatus NewRandomAccessFile(const std::string& name,
-                                        const rocksdb::FileOptions& options,
-                                        std::unique_ptr<rocksdb::FSRandomAccessFile>* result,
-                                        rocksdb::IODebugContext* context) override {
-    auto status = FileSystemWrapper::NewRandomAccessFile(name, options, result, context);
-    if (status.ok()) *result = std::make_unique<FaultyReader>(std::move(*result), &fault);
-    return status;
-  }
-  std::atomic<Fault> fault{Fault::kNone};
-};
-
 void WritesFailAndRecover(Fault fault, ErrorCode expected) {
   const SsdDirectory directory;
-  const auto disk = std::make_shared<FaultyDisk>();
+  const auto disk = std::make_shared<TierDisk>();
   const std::unique_ptr<rocksdb::Env> env = rocksdb::NewCompositeEnv(disk);
   SsdOptions options = SmallSsd(directory);
   options.env = env.get();
@@ -110,7 +33,8 @@ void WritesFailAndRecover(Fault fault, ErrorCode expected) {
     ASSERT_TRUE(store->FlushPayload());
     EXPECT_TRUE(store->Health());
 
-    disk->fault = fault;
+    disk->payload.writes = fault;
+    disk->index.writes = fault;
     Status failed;
     for (int i = 0; i < 200 && failed; ++i) {
       const uint64_t id = store->NextId();
@@ -129,7 +53,8 @@ void WritesFailAndRecover(Fault fault, ErrorCode expected) {
     for (const SsdRecord& record : records) EXPECT_TRUE(IsThere(*store.store, record));
     store->CollectGarbage();
 
-    disk->fault = Fault::kNone;
+    disk->payload.writes = Fault::kNone;
+    disk->index.writes = Fault::kNone;
     EXPECT_TRUE(Eventually([&] { return store->Resume().has_value(); }));
     EXPECT_TRUE(store->Health());
     EXPECT_TRUE(EraseVersion(*store.store, erased));
@@ -152,23 +77,23 @@ TEST(SsdFaultsTest, AFullDiskIsToldAndRecoveredFrom) {
 }
 
 TEST(SsdFaultsTest, WriteErrorsAreToldAndRecoveredFrom) {
-  WritesFailAndRecover(Fault::kWriteError, ErrorCode::kSystem);
+  WritesFailAndRecover(Fault::kError, ErrorCode::kSystem);
 }
 
 TEST(SsdFaultsTest, ReadErrorsAreErrorsOfOneRead) {
   const SsdDirectory directory;
-  const auto disk = std::make_shared<FaultyDisk>();
+  const auto disk = std::make_shared<TierDisk>();
   const std::unique_ptr<rocksdb::Env> env = rocksdb::NewCompositeEnv(disk);
   SsdOptions options = SmallSsd(directory);
   options.env = env.get();
   OpenSsd store(options);
   const SsdRecord record = PutVersion(*store.store, options, "k", 200000);
   ASSERT_TRUE(store->FlushPayload());
-  disk->fault = Fault::kReadError;
+  disk->payload.reads_fail = true;
   const auto read = ReadVersion(*store.store, record);
   ASSERT_FALSE(read);
   EXPECT_EQ(read.error().code, ErrorCode::kSystem) << read.error().message;
-  disk->fault = Fault::kNone;
+  disk->payload.reads_fail = false;
   EXPECT_TRUE(IsThere(*store.store, record));
 }
 

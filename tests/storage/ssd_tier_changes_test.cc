@@ -162,7 +162,7 @@ TEST_P(SsdTierChangesTest, OfAllThatMatch) {
   t.Set(Numbered(1), 1, 2);
   LetGo();
   t.MoveDown(Numbered(0));
-  t.tier().log().Sync(20'000);
+  EXPECT_TRUE(t.tier().log().Sync(kPatience.count()));
   for (int round = 0; round < 3; ++round) {
     for (uint64_t key = 0; key < 2; ++key) IsVersion(Numbered(key), key, 2, round == 0);
     for (uint64_t key = 2; key < 8; ++key) IsGone(Numbered(key));

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <map>
 #include <string>
 #include <thread>
@@ -123,8 +124,9 @@ class Owner {
     versions_.resize(names_.size());
   }
 
-  void Work(int steps) {
-    for (int step = 0; step < steps; ++step) {
+  // Counts its steps in `done`.
+  void Work(int steps, std::atomic<int>& done) {
+    for (int step = 0; step < steps; ++step, ++done) {
       const size_t i = random_.Below(names_.size());
       const uint64_t what = random_.Below(100);
       if (what < 30) {
@@ -174,29 +176,33 @@ TEST(SsdTierThreadsTest, WritersReadersEvictionAndFlushes) {
   TieredTenant t;
   t.tenant_options.quota_bytes = 16 * kMiB;
   t.options.capacity_bytes = 24 * kMiB;
+  t.upkeep_runs = true;
   t.Open();
   std::vector<Owner> owners;
   for (int i = 0; i < 3; ++i) owners.emplace_back(t, i, random.Next());
   for (int round = 0; round < 2; ++round) {
     {
       const Upkeep upkeep({t.tenant.get()});
-      std::atomic<bool> done{false};
-      std::thread flushes([&t, &done, seed = random.Next()] {
+      const int steps = Steps(2400);
+      const int all = steps * static_cast<int>(owners.size());
+      std::atomic<int> done{0};
+      std::thread flushes([&, seed = random.Next()] {
         Random mine(seed);
-        while (!done) {
-          std::this_thread::sleep_for(std::chrono::milliseconds(mine.Between(20, 200)));
+        // Now and then by what was done, so that a slow machine has as much to serve.
+        for (int next = 0; (next += static_cast<int>(mine.Between(50, 500))) < all;) {
+          while (done < next) std::this_thread::sleep_for(std::chrono::milliseconds(1));
           mine.Chance(0.5) ? void(t.tenant->keyspace().Clear())
                            : void(t.tenant->keyspace().VoidPattern("*:1?"));
           static_cast<void>(t.stats());
         }
       });
       std::vector<std::thread> threads;
-      for (Owner& owner : owners) threads.emplace_back([&] { owner.Work(Steps(2400)); });
+      for (Owner& owner : owners) threads.emplace_back([&] { owner.Work(steps, done); });
       for (std::thread& thread : threads) thread.join();
-      done = true;
       flushes.join();
     }
     round == 0 ? t.StopAndOpen() : t.CrashAndOpen();
+    const Upkeep upkeep({t.tenant.get()});
     for (Owner& owner : owners) {
       owner.CheckAll();
       EXPECT_EQ(owner.wrong(), 0u);

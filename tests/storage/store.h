@@ -83,11 +83,13 @@ inline std::string_view ValueOf(const Entry& entry) {
   return entry.has(Entry::kBulk) ? BytesOf(*entry.bulk()) : entry.value();
 }
 
+// How long tests wait for what must come: sanitizer builds on a busy machine are slow.
+inline constexpr std::chrono::milliseconds kPatience{180'000};
+
 // Waits for something that another thread brings about.
 template <typename Condition>
-bool Eventually(Condition&& condition,
-                std::chrono::milliseconds limit = std::chrono::milliseconds(20000)) {
-  const auto deadline = std::chrono::steady_clock::now() + limit;
+bool Eventually(Condition&& condition) {
+  const auto deadline = std::chrono::steady_clock::now() + kPatience;
   while (!condition()) {
     if (std::chrono::steady_clock::now() > deadline) return false;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));

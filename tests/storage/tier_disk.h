@@ -1,5 +1,5 @@
-// A disk for the tests of the SSD tier: it fails on demand, one database at a time, holds reads and
-// writes back, and counts them.
+// A disk for the tests of the SSD store and tier: it fails on demand, one database at a time, holds
+// reads and writes back, and counts them.
 #pragma once
 
 #include <rocksdb/env.h>

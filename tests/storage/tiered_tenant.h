@@ -33,6 +33,7 @@ class TieredTenant {
     options.capacity_bytes = 1ull << 30;
     options.queue_bytes = 32 * kMiB;
     options.readers = 4;
+    options.wait_ms = kPatience.count();
     tenant_options.quota_bytes = 64 * kMiB;
     tenant_options.policy = MaxmemoryPolicy::kAllKeysLru;
     tenant_options.region_bytes = 4 * kMiB;
@@ -49,7 +50,7 @@ class TieredTenant {
   // What a killed process leaves.
   void Crash() { tenant.reset(); }
   void Stop() {
-    const Status saved = tier().Save(60'000, nullptr);
+    const Status saved = tier().Save(kPatience.count(), nullptr);
     EXPECT_TRUE(saved) << saved.error().message;
     tenant.reset();
   }
@@ -73,6 +74,7 @@ class TieredTenant {
     Result<WriteHandle> handle = tenant->Reserve(length, UnixNowMs());
     EXPECT_TRUE(Eventually([&] {
       if (!handle && handle.error().code == ErrorCode::kBusy) {
+        KeepUp();
         handle = tenant->Reserve(length, UnixNowMs());
       }
       return handle || handle.error().code != ErrorCode::kBusy;
@@ -171,7 +173,7 @@ class TieredTenant {
       const SsdTierStats now = stats();
       return now.queued_values == 0 && now.loads_queued == 0;
     }));
-    EXPECT_TRUE(tier().log().Sync(20'000));
+    EXPECT_TRUE(tier().log().Sync(kPatience.count()));
   }
 
   struct Found {
@@ -213,11 +215,19 @@ class TieredTenant {
     std::promise<SsdTier::LoadError> promise;
     tier().Load(hash, place, SsdTier::Why::kWanted,
                 [&promise](const SsdTier::Loaded& loaded) { promise.set_value(loaded.error); });
-    return promise.get_future().get();
+    auto future = promise.get_future();
+    while (future.wait_for(std::chrono::milliseconds(1)) != std::future_status::ready) KeepUp();
+    return future.get();
+  }
+
+  // Memory that somebody waits for comes free by upkeep, too.
+  void KeepUp() {
+    if (!upkeep_runs) tenant->Maintain(UnixNowMs());
   }
 
   SsdTierOptions options;
   TenantOptions tenant_options;
+  bool upkeep_runs = false;  // as a thread of its own
   const std::shared_ptr<TierDisk> disk = std::make_shared<TierDisk>();
 
  private:

@@ -57,6 +57,16 @@ void CompareOperation(Comparison& comparison, std::string_view id, const TestSer
 
 }  // namespace
 
+double SmallP99(LoadGenerator& load, double seconds, Figures* figures) {
+  constexpr double kRate = 5000;
+  const Urgent urgent;
+  const LoadResult result = load.RunAtRate(seconds, kRate);
+  figures->Add("p50 us", result.latency.PercentileUs(50));
+  figures->Add("p99 us", result.latency.PercentileUs(99));
+  figures->Add("p99.9 us", result.latency.PercentileUs(99.9));
+  return result.latency.PercentileUs(99);
+}
+
 void SmallOperationRows(Comparison& comparison) {
   if (!comparison.WantsAny({"get-p1", "set-p1", "get-p16", "set-p16", "get-million",
                             "set-million", "get-p128", "set-p128"})) {
@@ -149,16 +159,6 @@ class Streaming {
   std::atomic<uint64_t> values_{0};
   std::thread thread_;
 };
-
-double SmallP99(LoadGenerator& load, double seconds, Figures* figures) {
-  constexpr double kRate = 5000;
-  const Urgent urgent;
-  const LoadResult result = load.RunAtRate(seconds, kRate);
-  figures->Add("p50 us", result.latency.PercentileUs(50));
-  figures->Add("p99 us", result.latency.PercentileUs(99));
-  figures->Add("p99.9 us", result.latency.PercentileUs(99.9));
-  return result.latency.PercentileUs(99);
-}
 
 double StreamingP99(const TestServer& server, LoadGenerator& load, double seconds,
                     Figures* figures) {

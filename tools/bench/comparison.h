@@ -13,6 +13,8 @@
 
 #include "client/moonpool/client.h"
 #include "tools/bench/compare.h"
+#include "tools/bench/load_generator.h"
+#include "tools/bench/measured_rows.h"
 #include "tools/bench/report.h"
 #include "tools/bench/test_server.h"
 
@@ -39,8 +41,8 @@ class Comparison {
   double seconds(double normal, double quick_seconds) const {
     return quick() ? quick_seconds : normal;
   }
-  bool Wants(std::string_view id) const;
-  bool WantsAny(std::initializer_list<std::string_view> ids) const;
+  bool Wants(std::string_view id) const { return rows_.Wants(id); }
+  bool WantsAny(std::initializer_list<std::string_view> ids) const { return rows_.WantsAny(ids); }
 
   // A Moonpool with --maxmemory as the options say, its pool populated.
   std::unique_ptr<TestServer> Moonpool(const std::vector<std::string>& flags = {});
@@ -51,27 +53,30 @@ class Comparison {
            const std::function<double()>& theirs, const std::function<Json()>& details = {});
   // The same for what can only be measured as a whole.
   void Row(std::string_view id, int reps, const std::function<Pair()>& measure,
-           const std::function<Json()>& details = {});
+           const std::function<Json()>& details = {}) {
+    rows_.Measure(id, reps, measure, details);
+  }
 
   // In the order of the table of rows.
   Report Finish();
 
  private:
-  void Emit(std::string_view id, const std::vector<Pair>& pairs, Json details);
-
   const CompareOptions options_;
   const std::string moonpool_path_;
   int reps_;
+  MeasuredRows rows_;
   Report report_;
 };
 
-// A row before it was measured: what it is called and what is asked of it.
 const std::vector<Row>& RowTable();
 
 // Connects, or throws Failure.
 std::unique_ptr<client::Client> ConnectClient(const std::string& url);
 // Throws Failure unless every result is kOk.
 void ExpectOk(const std::vector<client::KeyResult>& results, std::string_view what);
+
+// p99 of small GETs at a fixed rate, in microseconds; what else it found goes to `figures`.
+double SmallP99(LoadGenerator& load, double seconds, Figures* figures);
 
 // The groups of rows; each measures those of its rows that are wanted.
 void SmallOperationRows(Comparison& comparison);

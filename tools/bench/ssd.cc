@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <regex>
 #include <system_error>
 
 #include "tools/bench/clock.h"
@@ -21,19 +20,6 @@ constexpr double kMemorySeconds = 60;  // how long a write is tried again after 
 constexpr double kDemotionSeconds = 120;
 constexpr uint64_t kPageBytes = 4096;
 
-Row Template(std::string id, std::string name, std::string unit, Row::Better better,
-             double at_least, double aim, Row::Judged judged) {
-  Row row;
-  row.id = std::move(id);
-  row.name = std::move(name);
-  row.unit = std::move(unit);
-  row.better = better;
-  row.at_least = at_least;
-  row.aim = aim;
-  row.judged = judged;
-  return row;
-}
-
 // How large KV caches in bf16 are on the SSD; nothing is asked of it.
 Row SizeTemplate(const std::string& codec) {
   Row row;
@@ -45,33 +31,26 @@ Row SizeTemplate(const std::string& codec) {
   return row;
 }
 
-const Row& TemplateOf(std::string_view id) {
-  for (const Row& row : SsdRowTable()) {
-    if (row.id == id) return row;
-  }
-  throw Failure("no row is called " + std::string(id));
-}
-
 }  // namespace
 
 const std::vector<Row>& SsdRowTable() {
   using enum Row::Better;
   using enum Row::Judged;
   static const std::vector<Row> rows = {
-      Template("read-1m", "batch_get_into 1 MiB from SSD vs the disk's read", "GB/s", kHigher, 0.7,
+      RowTemplate("read-1m", "batch_get_into 1 MiB from SSD vs the disk's read", "GB/s", kHigher, 0.7,
                0.95, kRatio),
-      Template("demote-1m", "demotion of 1 MiB values vs the disk's write", "GB/s", kHigher, 0.5,
+      RowTemplate("demote-1m", "demotion of 1 MiB values vs the disk's write", "GB/s", kHigher, 0.5,
                0.9, kRatio),
-      Template("p99-disk", "p99 of small GETs, disk flat out vs idle", "us", kLower, 3, 1.5,
+      RowTemplate("p99-disk", "p99 of small GETs, disk flat out vs idle", "us", kLower, 3, 1.5,
                kRatio),
-      Template("memory-512m", "extra memory for a 512 MB value down and up", "MB", kLower, 64, 8,
+      RowTemplate("memory-512m", "extra memory for a 512 MB value down and up", "MB", kLower, 64, 8,
                kOurs),
-      Template("restart-keys", "keys served after a clean restart", "share", kHigher, 0.99, 1,
+      RowTemplate("restart-keys", "keys served after a clean restart", "share", kHigher, 0.99, 1,
                kOurs),
-      Template("start-1m", "start-up with a million keys on SSD", "s", kLower, 5, 1, kOurs),
-      Template("warm-seconds", "to 90 % of steady hits, restart vs cold", "s", kLower, 0.4, 0.1,
+      RowTemplate("start-1m", "start-up with a million keys on SSD", "s", kLower, 5, 1, kOurs),
+      RowTemplate("warm-seconds", "to 90 % of steady hits, restart vs cold", "s", kLower, 0.4, 0.1,
                kRatio),
-      Template("warm-requests", "the same in requests", "requests", kLower, 0.4, 0.1, kRatio),
+      RowTemplate("warm-requests", "the same in requests", "requests", kLower, 0.4, 0.1, kRatio),
       SizeTemplate("none"),
       SizeTemplate("lz4"),
       SizeTemplate("zstd"),
@@ -86,20 +65,10 @@ SsdComparison::SsdComparison(const SsdModeOptions& options)
             : options.common.quick ? 1
                                    : 5),
       folder_(options.directory),
+      rows_(SsdRowTable(), options.rows),
       report_(NewReport(options.common, "ssd")) {
   report_.settings["reps"] = reps_;
   report_.settings["file_system"] = folder_.file_system();
-}
-
-bool SsdComparison::Wants(std::string_view id) const {
-  if (options_.rows.empty()) return true;
-  const std::regex expression(options_.rows, std::regex::icase);
-  const Row& row = TemplateOf(id);
-  return std::regex_search(row.id, expression) || std::regex_search(row.name, expression);
-}
-
-bool SsdComparison::WantsAny(std::initializer_list<std::string_view> ids) const {
-  return std::any_of(ids.begin(), ids.end(), [this](std::string_view id) { return Wants(id); });
 }
 
 std::unique_ptr<TestServer> SsdComparison::Server(const std::string& name, uint64_t memory_bytes,
@@ -118,35 +87,8 @@ void SsdComparison::RemoveDirectory(const std::string& name) const {
   std::filesystem::remove_all(folder_.path() + "/" + name, ignored);
 }
 
-void SsdComparison::Measure(std::string_view id, int reps, const std::function<Pair()>& measure,
-                            const std::function<Json()>& details) {
-  std::vector<Pair> pairs;
-  for (int rep = 0; rep < reps; ++rep) {
-    pairs.push_back(measure());
-    const Pair& pair = pairs.back();
-    std::string text = TemplateOf(id).name + ": " + Short(pair.ours);
-    if (pair.theirs) text += " / " + Short(*pair.theirs);
-    Progress(text + " " + TemplateOf(id).unit);
-  }
-  Add(id, pairs, details ? details() : Json::object());
-}
-
-void SsdComparison::Add(std::string_view id, const std::vector<Pair>& pairs, Json details) {
-  if (!Wants(id)) return;
-  Row row = TemplateOf(id);
-  SetFromPairs(pairs, &row);
-  row.details = std::move(details);
-  report_.rows.push_back(std::move(row));
-}
-
 Report SsdComparison::Finish() {
-  std::vector<Row> ordered;
-  for (const Row& known : SsdRowTable()) {
-    for (const Row& row : report_.rows) {
-      if (row.id == known.id) ordered.push_back(row);
-    }
-  }
-  report_.rows = std::move(ordered);
+  report_.rows = rows_.Ordered();
   return report_;
 }
 

@@ -8,10 +8,12 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "client/moonpool/client.h"
 #include "tools/bench/comparison.h"
+#include "tools/bench/measured_rows.h"
 #include "tools/bench/memory_block.h"
 #include "tools/bench/report.h"
 #include "tools/bench/ssd.h"
@@ -30,8 +32,8 @@ class SsdComparison {
   bool quick() const { return options_.common.quick; }
   int reps() const { return reps_; }
   const DiskFolder& folder() const { return folder_; }
-  bool Wants(std::string_view id) const;
-  bool WantsAny(std::initializer_list<std::string_view> ids) const;
+  bool Wants(std::string_view id) const { return rows_.Wants(id); }
+  bool WantsAny(std::initializer_list<std::string_view> ids) const { return rows_.WantsAny(ids); }
 
   // A server with its SSD tier in `name` under the folder, which stays when the server ends.
   std::unique_ptr<TestServer> Server(const std::string& name, uint64_t memory_bytes,
@@ -40,9 +42,13 @@ class SsdComparison {
 
   // Calls `measure` so many times and puts the row into the report.
   void Measure(std::string_view id, int reps, const std::function<Pair()>& measure,
-               const std::function<Json()>& details = {});
+               const std::function<Json()>& details = {}) {
+    rows_.Measure(id, reps, measure, details);
+  }
   // A row whose figures there are already.
-  void Add(std::string_view id, const std::vector<Pair>& pairs, Json details);
+  void Add(std::string_view id, const std::vector<Pair>& pairs, Json details) {
+    rows_.Add(id, pairs, std::move(details));
+  }
 
   // In the order of the table of rows.
   Report Finish();
@@ -52,6 +58,7 @@ class SsdComparison {
   const std::string moonpool_path_;
   const int reps_;
   const DiskFolder folder_;
+  MeasuredRows rows_;
   Report report_;
 };
 

@@ -54,16 +54,6 @@ class DiskLoad {
   std::thread reader_;
 };
 
-double SmallP99(LoadGenerator& load, double seconds, Figures* figures) {
-  constexpr double kRate = 5000;
-  const Urgent urgent;
-  const LoadResult result = load.RunAtRate(seconds, kRate);
-  figures->Add("p50 us", result.latency.PercentileUs(50));
-  figures->Add("p99 us", result.latency.PercentileUs(99));
-  figures->Add("p99.9 us", result.latency.PercentileUs(99.9));
-  return result.latency.PercentileUs(99);
-}
-
 void LatencyRow(SsdComparison& comparison) {
   if (!comparison.Wants("p99-disk")) return;
   constexpr size_t kKeys = 1000, kValueBytes = 64;
