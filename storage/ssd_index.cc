@@ -366,11 +366,4 @@ uint64_t SsdIndex::memory_bytes() const {
   return total;
 }
 
-Status SsdIndex::Resume() {
-  const auto status = db_->Resume();
-  if (!status.ok()) return FailRocks("resuming SSD writes", status);
-  watch_->Recovered();
-  return {};
-}
-
 }  // namespace moonpool::storage

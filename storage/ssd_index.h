@@ -14,6 +14,7 @@
 // Threads: any.  Numbers in keys are big-endian, in values little-endian.
 #pragma once
 
+#include <rocksdb/convenience.h>
 #include <rocksdb/db.h>
 #include <rocksdb/write_batch.h>
 
@@ -86,7 +87,8 @@ class SsdIndex {
   uint64_t disk_bytes() const;
   uint64_t memory_bytes() const;
   SsdWatch& watch() const { return *watch_; }
-  Status Resume();
+  Status Resume() { return watch_->Resume(*db_); }
+  void GiveUpResuming() { rocksdb::CancelAllBackgroundWork(db_.get(), false); }
 
  private:
   SsdIndex(bool sync, std::shared_ptr<SsdWatch> watch, std::unique_ptr<rocksdb::DB> db);

@@ -235,11 +235,4 @@ SsdPayload::Space SsdPayload::space() const {
   return result;
 }
 
-Status SsdPayload::Resume() {
-  const auto status = db_->Resume();
-  if (!status.ok()) return FailRocks("resuming SSD writes", status);
-  watch_->Recovered();
-  return {};
-}
-
 }  // namespace moonpool::storage

@@ -10,6 +10,7 @@
 // Threads: any; one at a time for everything under "space".  mu_ is a leaf lock.
 #pragma once
 
+#include <rocksdb/convenience.h>
 #include <rocksdb/db.h>
 
 #include <atomic>
@@ -86,7 +87,8 @@ class SsdPayload {
   };
   Space space() const;
   SsdWatch& watch() const { return *watch_; }
-  Status Resume();
+  Status Resume() { return watch_->Resume(*db_); }
+  void GiveUpResuming() { rocksdb::CancelAllBackgroundWork(db_.get(), false); }
 
  private:
   struct Written {

@@ -1,5 +1,6 @@
 #include "storage/ssd_rocksdb.h"
 
+#include <rocksdb/db.h>
 #include <rocksdb/rate_limiter.h>
 #include <sys/resource.h>
 
@@ -73,9 +74,23 @@ Status SsdWatch::Health() const {
   return {};
 }
 
-void SsdWatch::Recovered() {
+// RocksDB 7.8 waits for what runs in the background before it resumes, and begins flushes meanwhile.
+// When one of those fails, the flush of its own that it then schedules is forgotten (taken off the
+// count of unscheduled flushes, but not off their queue), and every later Resume() waits for it
+// forever.  So it must find nothing running; a flush that failed sleeps for a second.
+Status SsdWatch::Resume(rocksdb::DB& db) {
+  using Properties = rocksdb::DB::Properties;
+  for (const std::string& running :
+       {Properties::kNumRunningFlushes, Properties::kNumRunningCompactions}) {
+    uint64_t count = 0;
+    if (db.GetIntProperty(running, &count) && count > 0) {
+      return Fail(ErrorCode::kBusy, "resuming SSD writes: background work is still running");
+    }
+  }
+  if (const auto status = db.Resume(); !status.ok()) return FailRocks("resuming SSD writes", status);
   MutexLock lock(mu_);
   error_.reset();
+  return {};
 }
 
 tl::unexpected<Error> SsdWatch::FailWrite(std::string_view what,
@@ -118,7 +133,13 @@ void SsdWatch::OnStallConditionsChanged(const rocksdb::WriteStallInfo& info) {
                  std::memory_order_relaxed);
 }
 
-void SsdWatch::OnBackgroundError(rocksdb::BackgroundErrorReason, rocksdb::Status* error) {
+void SsdWatch::OnBackgroundError(rocksdb::BackgroundErrorReason reason, rocksdb::Status* error) {
+  // A compaction that fails is tried again, and writers need not know.  Nor must it stop the
+  // database: a flush that is about to start just then would be forgotten (see Resume()).
+  if (reason == rocksdb::BackgroundErrorReason::kCompaction && error->IsIOError()) {
+    *error = rocksdb::Status::OK();
+    return;
+  }
   const std::string text = error->ToString();
   MutexLock lock(mu_);
   if (!error_) error_ = Error{CodeOf(*error, text), text};
@@ -144,8 +165,7 @@ rocksdb::Options SsdDatabaseOptions(const SsdOptions& options, const SsdShared& 
   result.create_if_missing = true;
   result.listeners.push_back(std::move(watch));
   result.rate_limiter = shared.rate_limiter;
-  // With two at once a failing one makes RocksDB 7.8 forget the other (it was taken off the count of
-  // unscheduled flushes, but not off their queue), and Resume() waits for it forever.
+  // With two at once a failing one makes RocksDB forget the other (see SsdWatch::Resume()).
   result.max_background_flushes = 1;
   result.max_background_compactions = std::max(1, options.background_threads - 1);
   result.max_open_files = MaxOpenFiles();

@@ -29,7 +29,8 @@ class SsdWatch : public rocksdb::EventListener {
  public:
   // The background error that keeps the database from being written.
   Status Health() const;
-  void Recovered();
+  // Lets `db` be written again, if the cause of the error is gone.  kBusy: try again soon.
+  Status Resume(rocksdb::DB& db);
   // The error of a write: the background error behind it, if there is one.
   tl::unexpected<Error> FailWrite(std::string_view what, const rocksdb::Status& status) const;
 

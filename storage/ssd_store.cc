@@ -310,4 +310,9 @@ Status SsdStore::Resume() {
   return payload_->Resume();
 }
 
+void SsdStore::GiveUpResuming() {
+  index_->GiveUpResuming();
+  payload_->GiveUpResuming();
+}
+
 }  // namespace moonpool::storage

@@ -186,6 +186,8 @@ class SsdStore {
   // succeeds, which is for the caller to try now and then; reads go on.
   Status Health() const;
   Status Resume();
+  // Ends a Resume() that another thread is in, and every later one.  Before the store is closed.
+  void GiveUpResuming();
 
  private:
   SsdStore(const SsdOptions& options, UniqueFd lock);
@@ -231,6 +233,7 @@ class SsdStore {
   Mutex garbage_mu_;
   std::deque<Waiting> waiting_ GUARDED_BY(garbage_mu_);
   uint64_t garbage_cursor_ GUARDED_BY(garbage_mu_) = 0;
+  bool garbage_failing_ GUARDED_BY(garbage_mu_) = false;  // and was told so
   std::atomic<int64_t> erased_bytes_{0};  // whose payload is still to be deleted
   Mutex below_mu_;
   uint64_t erase_below_ GUARDED_BY(below_mu_) = 0;  // payload of smaller ids is to be deleted

@@ -186,9 +186,10 @@ Status SsdStore::SyncUnsynced() {
 // --- garbage -------------------------------------------------------------------------------------
 
 bool SsdStore::CollectGarbage() {
-  if (!garbage_mu_.TryLock()) return false;
+  if (!Health() || !garbage_mu_.TryLock()) return false;
   const Result<bool> more = CollectSome();
-  if (!more) Note("collecting garbage on the SSD: " + more.error().message);
+  if (!more && !garbage_failing_) Note("collecting garbage on the SSD: " + more.error().message);
+  garbage_failing_ = !more;
   garbage_mu_.Unlock();
   return more && *more;
 }

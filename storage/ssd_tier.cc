@@ -89,6 +89,8 @@ SsdTier::~SsdTier() {
   down_changed_.NotifyAll();
   up_changed_.NotifyAll();
   stopped_.NotifyAll();
+  // A database that cannot recover must not keep the server from stopping.
+  if (!store_->Health()) store_->GiveUpResuming();
   for (std::thread& thread : threads_) thread.join();
   for (auto& [id, job] : jobs_) {
     for (OnLoaded& call : job->calls) call({ValueRef(), LoadError::kDisk});

@@ -93,10 +93,11 @@ void WritesFailAndRecover(Fault fault) {
   t.disk->payload.writes = fault;
   // The cache goes on from memory: what must go is dropped.
   uint64_t key = 100;
-  for (; key < 400; ++key) t.Set(Numbered(key), key, 1);
-  EXPECT_TRUE(t.stats().failing);
-  EXPECT_GT(t.stats().write_errors, 0u);
-  EXPECT_GT(t.stats().drops_refused, 0u);
+  EXPECT_TRUE(Eventually([&] {
+    t.Set(Numbered(key), key, 1);
+    const auto stats = t.stats();
+    return ++key >= 400 && stats.failing && stats.write_errors > 0 && stats.drops_refused > 0;
+  }));
   EXPECT_NE(t.stats().last_error, "");
   EXPECT_GT(notes, 0);
   uint64_t served = 0;
