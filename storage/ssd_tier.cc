@@ -134,9 +134,11 @@ SsdTier::Taken SsdTier::Demote(ValueRef value, bool keep) {
   }
   if (Full(value->length()) || !value->BeginDemotion()) return Taken::kFull;
   queued_bytes_.fetch_add(bytes, std::memory_order_relaxed);
+  const uint8_t partition = value->partition();
+  if (!keep) keyspace_.partitions().AddLeaving(partition, static_cast<int64_t>(bytes));
   {
     MutexLock lock(mu_);
-    down_.push_back({std::move(value), keep});
+    down_.push_back({std::move(value), keep, partition});
   }
   down_changed_.NotifyOne();
   return Taken::kYes;
@@ -174,7 +176,10 @@ void SsdTier::WriteOne(Down& down) {
   const auto start = std::chrono::steady_clock::now();
   const SsdPlace place =
       SsdPlace::At(store_->NextId(), value.length(), options_.store.chunk_bytes);
-  const Status written = store_->WritePayload(place.id, {value.data(), value.length()});
+  const auto compression = keyspace_.partitions().compression(value.partition());
+  const Status written =
+      store_->WritePayload(place.id, {value.data(), value.length()},
+                           compression.value_or(options_.store.compression));
   bool freed = false;
   if (!written) {
     counters_.write_errors.fetch_add(1, std::memory_order_relaxed);
@@ -195,6 +200,7 @@ void SsdTier::WriteOne(Down& down) {
   }
   value.EndDemotion();
   down.value.Reset();
+  if (!down.keep) keyspace_.partitions().AddLeaving(down.leaves, -static_cast<int64_t>(bytes));
   queued_bytes_.fetch_sub(bytes, std::memory_order_relaxed);
   if (freed) freed_(bytes);
 }
@@ -295,7 +301,11 @@ void SsdTier::Finish(Job& job) {
     MutexLock lock(mu_);
     why = job.why;
   }
-  const bool hot = why == Why::kWarmUp || (why == Why::kWanted && Seen(job.hash));
+  const Admission admission = keyspace_.partitions().admission(job.place.slot());
+  const bool seen = why == Why::kWanted && Seen(job.hash);
+  const bool hot = admission != Admission::kNever &&
+                   (why == Why::kWarmUp || seen ||
+                    (why == Why::kWanted && admission == Admission::kAlways));
   if (loaded.error == LoadError::kNone) {
     load_us_.Add(MicrosecondsSince(job.start));
     counters_.loaded_bytes.fetch_add(job.place.length, std::memory_order_relaxed);
