@@ -228,8 +228,8 @@ class Keyspace {
   MaxmemoryPolicy policy() const { return partitions_.policy(0); }
 
   // --- partitions (keyspace_partitions.cc) -------------------------------------------------------
-  // In place of those before.  Values and their counts move over stripe by stripe, while commands go
-  // on; done when it returns.
+  // In place of those before.  Values and their counts move over a few at a time, while commands go on;
+  // done when it returns.
   void SetPartitions(std::vector<PartitionOptions> partitions);
   const Partitions& partitions() const { return partitions_; }
   Partitions& partitions() { return partitions_; }
@@ -347,6 +347,7 @@ class Keyspace {
   void MoveToPartition(SsdPlace* place, uint8_t slot);
   // After a change of partitions or policies: every value where it belongs.
   void Relink();
+  void RelinkEntry(Entry* entry);  // with its stripe locked
   bool AddVoid(std::string text, bool is_glob);
   bool Voided(const Stripe& stripe, std::string_view key, uint64_t hash) const
       REQUIRES(stripe.mu);

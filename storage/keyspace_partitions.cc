@@ -5,7 +5,7 @@
 //   2. with every stripe locked, the new set takes the place of the old one: from here on each write is
 //      of its new partition
 //   3. policies that are others now start over
-//   4. stripe by stripe, values move to the partition of their key, with what they count for
+//   4. a few at a time, values move to the partition of their key, with what they count for
 //   5. what is gone gives up its policy: no entry refers to a value of it any more
 // A value that 4 has not come to is in its old partition as a whole: linked, counted and evicted there.
 #include <algorithm>
@@ -57,30 +57,39 @@ void Keyspace::MoveToPartition(BulkValue* value, uint8_t slot) {
 
 // --- changes -----------------------------------------------------------------------------------
 
+void Keyspace::RelinkEntry(Entry* entry) {
+  if (entry->is_inline()) return;
+  const uint8_t slot = PartitionOf(entry->key());
+  if (entry->has(Entry::kOnSsd)) {
+    SsdPlace place = entry->place();
+    if (place.slot() == slot) return;
+    MoveToPartition(&place, slot);
+    entry->set_place(place);
+    return;
+  }
+  BulkValue* const value = entry->bulk();
+  MoveToPartition(value, slot);
+  // Linked meanwhile, under a policy that was still the old one.
+  if (VolatileOnly(partitions_.policy(slot)) && !entry->has(Entry::kHasExpiry)) {
+    bulk_policy_->Unlink(value, false);
+  }
+  LinkBulk(*entry, value->arrival() != BulkValue::Arrival::kNone);
+}
+
 void Keyspace::Relink() {
+  // Commands get in between: what they write is where it belongs, and a scan meets what was there
+  // before at least once.
+  constexpr size_t kBuckets = 256;
   for (size_t i = 0; i < kStripes; ++i) {
     Stripe& stripe = stripes_[i];
-    SpinLock lock(stripe.mu);
-    if (stripe.bulk_entries + stripe.ssd_entries == 0) continue;
     uint64_t cursor = 0;
     do {
-      cursor = stripe.table.Scan(cursor, [this](Entry* entry) {
-        if (entry->is_inline()) return;
-        const uint8_t slot = PartitionOf(entry->key());
-        if (entry->has(Entry::kOnSsd)) {
-          SsdPlace place = entry->place();
-          MoveToPartition(&place, slot);
-          entry->set_place(place);
-          return;
-        }
-        BulkValue* const value = entry->bulk();
-        MoveToPartition(value, slot);
-        // Linked meanwhile, under a policy that was still the old one.
-        if (VolatileOnly(partitions_.policy(slot)) && !entry->has(Entry::kHasExpiry)) {
-          bulk_policy_->Unlink(value, false);
-        }
-        LinkBulk(*entry, value->arrival() != BulkValue::Arrival::kNone);
-      });
+      SpinLock lock(stripe.mu);
+      if (stripe.bulk_entries + stripe.ssd_entries == 0) break;
+      size_t buckets = kBuckets;
+      do {
+        cursor = stripe.table.Scan(cursor, [this](Entry* entry) { RelinkEntry(entry); });
+      } while (cursor != 0 && --buckets > 0);
     } while (cursor != 0);
   }
 }
