@@ -192,6 +192,7 @@ void Partitions::FillPressures(std::atomic<double> Slot::* share, Bytes&& bytes,
     if (Read(slot.used) && (i == 0 || !has_own(slot))) shared += bytes(slot);
   }
   const double of_shared = pressure(shared, Read(slots_[0].*share));
+  pressures->fill(0);
   for (size_t i = 0; i < end(); ++i) {
     const Slot& slot = slots_[i];
     const double has = Read(slot.used) ? bytes(slot) : 0;

@@ -198,7 +198,7 @@ TEST_F(SsdPartitionsTest, OnTheSsdWhoIsFurthestAboveItsShareGives) {
 }
 
 TEST_F(SsdPartitionsTest, MemoryOnItsWayDownIsNoReasonForAnotherVictim) {
-  Partition("a prefix=a: dram=0.5");
+  Partition("a prefix=a: dram=0.25");
   t.tenant_options.quota_bytes = 32 * kMiB;
   t.Open();
   for (uint64_t i = 0; i < 60; ++i) t.Set("a:" + Numbered(i), i, 1);
