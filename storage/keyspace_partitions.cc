@@ -2,12 +2,14 @@
 //
 // A change goes like this:
 //   1. what is new gets a policy of its own, still empty
-//   2. with every stripe locked, the new set takes the place of the old one: from here on each write is
+//   2. with every stripe locked, the new set takes the place of the old one: from here on each
+//   write is
 //      of its new partition
 //   3. policies that are others now start over
 //   4. a few at a time, values move to the partition of their key, with what they count for
 //   5. what is gone gives up its policy: no entry refers to a value of it any more
-// A value that 4 has not come to is in its old partition as a whole: linked, counted and evicted there.
+// A value that 4 has not come to is in its old partition as a whole: linked, counted and evicted
+// there.
 #include <algorithm>
 
 #include "storage/keyspace.h"
@@ -115,7 +117,8 @@ void Keyspace::SetPartitions(std::vector<PartitionOptions> options) {
   MutexLock change(change_mu_);
   const std::shared_ptr<const PartitionSet> before = partition_set();
   std::shared_ptr<const PartitionSet> next;
-  if (!options.empty()) next = std::make_shared<const PartitionSet>(std::move(options), before.get());
+  if (!options.empty())
+    next = std::make_shared<const PartitionSet>(std::move(options), before.get());
   const MaxmemoryPolicy standard = policy();
   std::vector<std::pair<uint8_t, MaxmemoryPolicy>> changed;
   if (next != nullptr) {
@@ -168,8 +171,8 @@ std::vector<Keyspace::PartitionReport> Keyspace::PartitionReports() const {
     left.ssd_share = std::max(left.ssd_share - member.options.ssd_share, 0.0);
   }
   for (const PartitionSet::Member& member : set->members()) {
-    reports.push_back({member.options, partitions_.policy(member.slot),
-                       partitions_.counts(member.slot)});
+    reports.push_back(
+        {member.options, partitions_.policy(member.slot), partitions_.counts(member.slot)});
   }
   return reports;
 }

@@ -62,8 +62,9 @@ class Definition {
                     std::to_string(kMaxNameBytes) + " letters, digits, '-' and '_'");
     }
     if (name == kDefaultPartition) {
-      return Refuse("cannot have that name: it is that of the keys no prefix matches, which go by "
-                    "maxmemory-policy, ssd-compression and what the others leave");
+      return Refuse(
+          "cannot have that name: it is that of the keys no prefix matches, which go by "
+          "maxmemory-policy, ssd-compression and what the others leave");
     }
     return {};
   }
@@ -82,7 +83,8 @@ class Definition {
     const std::string_view value = word.substr(equals + 1);
     if (option == "prefix") {
       if (value.empty()) {
-        return Refuse("has an empty prefix; the keys that match no prefix are in 'default' already");
+        return Refuse(
+            "has an empty prefix; the keys that match no prefix are in 'default' already");
       }
       partition_.prefix = value;
       return {};
@@ -154,13 +156,13 @@ Result<PartitionOptions> ParseOne(const std::vector<std::string_view>& words) {
 }
 
 Status CheckSum(const std::vector<PartitionOptions>& partitions, const char* option,
-                double PartitionOptions::* share) {
+                double PartitionOptions::*share) {
   double sum = 0;
   for (const PartitionOptions& partition : partitions) sum += partition.*share;
   if (sum <= 1 + kRounding) return {};
-  return Fail(ErrorCode::kInvalidArgument,
-              std::string("the ") + option + "= shares sum up to " + std::to_string(sum) +
-                  ", more than 1: make some of them smaller");
+  return Fail(ErrorCode::kInvalidArgument, std::string("the ") + option + "= shares sum up to " +
+                                               std::to_string(sum) +
+                                               ", more than 1: make some of them smaller");
 }
 
 }  // namespace
@@ -196,9 +198,9 @@ Result<std::vector<PartitionOptions>> ParsePartitions(std::string_view text) {
     partitions.push_back(std::move(*parsed));
   }
   if (partitions.size() > kMaxPartitions) {
-    return Fail(ErrorCode::kInvalidArgument, "there are " + std::to_string(partitions.size()) +
-                                                 " partitions; at most " +
-                                                 std::to_string(kMaxPartitions) + " can be defined");
+    return Fail(ErrorCode::kInvalidArgument,
+                "there are " + std::to_string(partitions.size()) + " partitions; at most " +
+                    std::to_string(kMaxPartitions) + " can be defined");
   }
   if (Status sum = CheckSum(partitions, "dram", &PartitionOptions::dram_share); !sum) {
     return tl::unexpected<Error>(sum.error());

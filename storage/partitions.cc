@@ -48,9 +48,8 @@ PartitionSet::PartitionSet(std::vector<PartitionOptions> partitions, const Parti
     members_.push_back({known != nullptr ? known->slot : free, std::move(options)});
   }
   for (const Member& member : members_) prefixes_.push_back({member.options.prefix, member.slot});
-  std::sort(prefixes_.begin(), prefixes_.end(), [](const Prefix& a, const Prefix& b) {
-    return a.text.size() > b.text.size();
-  });
+  std::sort(prefixes_.begin(), prefixes_.end(),
+            [](const Prefix& a, const Prefix& b) { return a.text.size() > b.text.size(); });
 }
 
 bool PartitionSet::Uses(uint8_t slot) const {
@@ -179,7 +178,7 @@ void Partitions::CountRead(uint8_t slot, bool hit) {
 // --- who gives -------------------------------------------------------------------------------
 
 template <typename Bytes>
-void Partitions::FillPressures(std::atomic<double> Slot::* share, Bytes&& bytes,
+void Partitions::FillPressures(std::atomic<double> Slot::*share, Bytes&& bytes,
                                Pressures* pressures) const {
   const auto has_own = [&](const Slot& slot) { return Read(slot.*share) != 0; };
   const auto pressure = [](double has, double of) {
@@ -211,8 +210,8 @@ size_t Partitions::VictimOrder(Order* order) const {
   };
   Pressures pressures;
   FillPressures(&Slot::dram_share, bytes, &pressures);
-  // Of those that share a share: the least of such numbers is in proportion to the bytes (Efraimidis
-  // and Spirakis, "Weighted random sampling with a reservoir", 2006).
+  // Of those that share a share: the least of such numbers is in proportion to the bytes
+  // (Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006).
   std::array<double, kSlots> turns;
   size_t found = 0;
   for (size_t i = 0; i < end(); ++i) {
@@ -229,9 +228,9 @@ size_t Partitions::VictimOrder(Order* order) const {
 }
 
 void Partitions::SsdPressures(Pressures* pressures) const {
-  FillPressures(&Slot::ssd_share,
-                [](const Slot& slot) { return static_cast<double>(Read(slot.ssd_bytes)); },
-                pressures);
+  FillPressures(
+      &Slot::ssd_share, [](const Slot& slot) { return static_cast<double>(Read(slot.ssd_bytes)); },
+      pressures);
 }
 
 }  // namespace moonpool::storage

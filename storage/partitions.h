@@ -1,10 +1,10 @@
 // The partitions of a keyspace while it runs: which keys are whose, what each has, and which is
 // furthest above its share.
 //
-// A partition is known by a small number, its *slot*, which its values carry (BulkValue::partition(),
-// SsdPlace::partition).  Slot 0 is the default partition.  A partition keeps its slot as long as its
-// name is defined; another gets one that neither this set nor the one before it uses, so that while
-// values move over, stripe by stripe, no number means two things.
+// A partition is known by a small number, its *slot*, which its values carry
+// (BulkValue::partition(), SsdPlace::partition).  Slot 0 is the default partition.  A partition
+// keeps its slot as long as its name is defined; another gets one that neither this set nor the one
+// before it uses, so that while values move over, stripe by stripe, no number means two things.
 #pragma once
 
 #include <array>
@@ -52,9 +52,9 @@ class PartitionSet {
 
 // What the slots stand for and count.
 //
-// Threads: any.  Open(), Close() and Configure(): the one that changes the set; Configure() with all
-// stripes locked, so that what a thread reads under the lock of one stripe goes together.  Counters are
-// relaxed: a sum is exact when nothing moves.
+// Threads: any.  Open(), Close() and Configure(): the one that changes the set; Configure() with
+// all stripes locked, so that what a thread reads under the lock of one stripe goes together.
+// Counters are relaxed: a sum is exact when nothing moves.
 class Partitions {
  public:
   static constexpr size_t kSlots = 1 + 2 * kMaxPartitions;
@@ -84,7 +84,8 @@ class Partitions {
   struct Counts {
     uint64_t dram_bytes = 0;  // extents of large values that keys refer to
     uint64_t dram_keys = 0;
-    uint64_t ssd_bytes = 0;  // lengths of values on the SSD, those that are in memory too among them
+    uint64_t ssd_bytes =
+        0;  // lengths of values on the SSD, those that are in memory too among them
     uint64_t ssd_keys = 0;
     uint64_t hits = 0;  // reads of values, small and large
     uint64_t misses = 0;
@@ -105,7 +106,8 @@ class Partitions {
   }
   // FLUSHALL: nothing is on the SSD.  With all stripes locked.
   void ClearSsd();
-  // Bytes of `dram_bytes` that are on their way to the SSD, and will be free without another victim.
+  // Bytes of `dram_bytes` that are on their way to the SSD, and will be free without another
+  // victim.
   void AddLeaving(uint8_t slot, int64_t bytes) { Add(slots_[slot].leaving_bytes, bytes); }
   void CountRead(uint8_t slot, bool hit);
   void CountEviction(uint8_t slot) { Add(slots_[slot].evictions, 1); }
@@ -113,10 +115,11 @@ class Partitions {
   void CountDrop(uint8_t slot) { Add(slots_[slot].drops, 1); }
 
   // --- who gives
-  // Slots in the order in which they are to be asked for a victim in memory: furthest above its share
-  // (bytes by share) first.  Those without a share of their own count with the default partition, which
-  // has what is left of 1; among themselves they come in a random order, one with twice the bytes
-  // twice as often first.  Nothing is left: what the default partition has goes first.
+  // Slots in the order in which they are to be asked for a victim in memory: furthest above its
+  // share (bytes by share) first.  Those without a share of their own count with the default
+  // partition, which has what is left of 1; among themselves they come in a random order, one with
+  // twice the bytes twice as often first.  Nothing is left: what the default partition has goes
+  // first.
   using Order = std::array<uint8_t, kSlots>;
   size_t VictimOrder(Order* order) const;
   // How far above its share each is on the SSD.  Zero for slots that have nothing there.
@@ -165,7 +168,7 @@ class Partitions {
   size_t end() const { return end_.load(std::memory_order_relaxed); }
   // Bytes by share, of `share` and what `bytes` tells.
   template <typename Bytes>
-  void FillPressures(std::atomic<double> Slot::* share, Bytes&& bytes, Pressures* pressures) const;
+  void FillPressures(std::atomic<double> Slot::*share, Bytes&& bytes, Pressures* pressures) const;
 
   std::atomic<bool> any_{false};
   std::atomic<size_t> end_{1};

@@ -31,18 +31,18 @@ ZSTD_DCtx* Decompressor() {
 
 bool SsdCompress(SsdCompression codec, std::string_view from, std::string* to) {
   const size_t saving = std::max(kLeastSaving, from.size() / kLeastShare);
-  if (codec == SsdCompression::kNone || from.size() <= saving || from.size() > INT_MAX) return false;
+  if (codec == SsdCompression::kNone || from.size() <= saving || from.size() > INT_MAX)
+    return false;
   // The codecs give up when there is no more room: what will not shrink costs less than all of it.
   const size_t most = from.size() - saving;
   to->resize(most);
   size_t used = 0;
   if (codec == SsdCompression::kLz4) {
-    used = static_cast<size_t>(LZ4_compress_default(from.data(), to->data(),
-                                                    static_cast<int>(from.size()),
-                                                    static_cast<int>(most)));
+    used = static_cast<size_t>(LZ4_compress_default(
+        from.data(), to->data(), static_cast<int>(from.size()), static_cast<int>(most)));
   } else if (ZSTD_CCtx* const context = Compressor()) {
-    used = ZSTD_compressCCtx(context, to->data(), most, from.data(), from.size(),
-                             ZSTD_CLEVEL_DEFAULT);
+    used =
+        ZSTD_compressCCtx(context, to->data(), most, from.data(), from.size(), ZSTD_CLEVEL_DEFAULT);
     if (ZSTD_isError(used)) used = 0;
   }
   to->resize(used);

@@ -14,8 +14,8 @@ namespace moonpool::storage {
 // The numbers are on disk.
 enum class SsdCompression : uint8_t { kNone = 0, kLz4 = 1, kZstd = 2 };
 
-// Compresses `from` into `to`, which it makes as large as that needs.  False when it would not save a
-// sixteenth (and 64 bytes): `from` is to be stored as it is, which costs its readers nothing.
+// Compresses `from` into `to`, which it makes as large as that needs.  False when it would not save
+// a sixteenth (and 64 bytes): `from` is to be stored as it is, which costs its readers nothing.
 bool SsdCompress(SsdCompression codec, std::string_view from, std::string* to);
 
 // Exactly `bytes` bytes into `to`.  False when `from` is not what such a codec made of so many, or

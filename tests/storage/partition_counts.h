@@ -26,7 +26,8 @@ inline Partitions::Counts CountsOf(const Keyspace& keyspace, std::string_view na
   return {};
 }
 
-// Every large value counts in the partition of its key, and nothing else does.  Nothing moves meanwhile.
+// Every large value counts in the partition of its key, and nothing else does.  Nothing moves
+// meanwhile.
 inline void ExpectExactCounts(Keyspace& keyspace, int64_t now_ms) {
   struct Sums {
     uint64_t dram_bytes = 0, dram_keys = 0, ssd_bytes = 0, ssd_keys = 0;

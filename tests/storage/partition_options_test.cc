@@ -32,7 +32,8 @@ TEST(ParsePartitionsTest, NothingIsNoPartition) {
 TEST(ParsePartitionsTest, EveryOption) {
   const auto parsed = ParsePartitions(
       "chat prefix=chat: dram=0.5 ssd=0.25 policy=volatile-ttl admission=always compression=lz4;"
-      "  batch_2\tcompression=zstd  prefix=a=b,c ssd=no admission=never dram=1e-1 ; all-rest prefix=x");
+      "  batch_2\tcompression=zstd  prefix=a=b,c ssd=no admission=never dram=1e-1 ; all-rest "
+      "prefix=x");
   ASSERT_TRUE(parsed) << parsed.error().message;
   ASSERT_EQ(parsed->size(), 3u);
   const PartitionOptions chat{.name = "chat",
@@ -68,7 +69,8 @@ TEST(ParsePartitionsTest, EveryPolicyHasItsName) {
 }
 
 TEST(ParsePartitionsTest, ErrorsSayWhatToDo) {
-  EXPECT_THAT(ErrorOf("a prefix=a colour=red"), HasSubstr("unknown option 'colour'; there are prefix"));
+  EXPECT_THAT(ErrorOf("a prefix=a colour=red"),
+              HasSubstr("unknown option 'colour'; there are prefix"));
   EXPECT_THAT(ErrorOf("a prefix=a fast"), HasSubstr("it wants option=value"));
   EXPECT_THAT(ErrorOf("a dram=0.5"), HasSubstr("no prefix="));
   EXPECT_THAT(ErrorOf("a prefix="), HasSubstr("empty prefix"));
@@ -78,14 +80,17 @@ TEST(ParsePartitionsTest, ErrorsSayWhatToDo) {
   EXPECT_THAT(ErrorOf("a prefix=x; b prefix=x"), HasSubstr("'a' and 'b' have the same prefix 'x'"));
   EXPECT_THAT(ErrorOf("a prefix=a prefix=b"), HasSubstr("prefix twice"));
   EXPECT_THAT(ErrorOf("a prefix=a ssd=no ssd=0.5"), HasSubstr("ssd twice"));
-  EXPECT_THAT(ErrorOf("a prefix=a policy=lru"), HasSubstr("policy=lru; it must be one of noeviction"));
+  EXPECT_THAT(ErrorOf("a prefix=a policy=lru"),
+              HasSubstr("policy=lru; it must be one of noeviction"));
   EXPECT_THAT(ErrorOf("a prefix=a admission=maybe"), HasSubstr("second-read, always, never"));
   EXPECT_THAT(ErrorOf("a prefix=a compression=gzip"), HasSubstr("none, lz4, zstd"));
   for (const char* share : {"", "x", "0", "-0.1", "1.01", "nan", "inf", "0.5x", "no"}) {
-    EXPECT_THAT(ErrorOf(std::string("a prefix=a dram=") + share), HasSubstr("such as 0.25")) << share;
+    EXPECT_THAT(ErrorOf(std::string("a prefix=a dram=") + share), HasSubstr("such as 0.25"))
+        << share;
   }
   EXPECT_THAT(ErrorOf("a prefix=a ssd=none"), HasSubstr("or 'no'"));
-  EXPECT_THAT(ErrorOf("a prefix=a dram=0.6; b prefix=b dram=0.5"), HasSubstr("the dram= shares sum up to 1.1"));
+  EXPECT_THAT(ErrorOf("a prefix=a dram=0.6; b prefix=b dram=0.5"),
+              HasSubstr("the dram= shares sum up to 1.1"));
   EXPECT_THAT(ErrorOf("a prefix=a ssd=0.6; b prefix=b ssd=0.5"), HasSubstr("the ssd= shares"));
   EXPECT_EQ(ErrorOf("a prefix=a dram=0.7; b prefix=b dram=0.2; c prefix=c dram=0.1"), "");
   std::string many;
@@ -104,7 +109,8 @@ std::vector<PartitionOptions> Parsed(const std::string& text) {
 }
 
 TEST(PartitionSetTest, TheLongestPrefixDecides) {
-  const PartitionSet set(Parsed("a prefix=m; b prefix=model@1:; c prefix=model; d prefix=n"), nullptr);
+  const PartitionSet set(Parsed("a prefix=m; b prefix=model@1:; c prefix=model; d prefix=n"),
+                         nullptr);
   EXPECT_EQ(set.members()[1].options.name, "b");
   const auto name = [&](std::string_view key) -> std::string {
     const uint8_t slot = set.Match(key);

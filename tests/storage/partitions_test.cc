@@ -232,7 +232,8 @@ TEST(PartitionsTest, SmallValuesGoByTheRuleOfTheirPartition) {
   store.keyspace.SetPartitions(
       PartitionsOf("keep prefix=keep: policy=noeviction; free prefix=free: policy=allkeys-random"));
   for (int i = 0; i < 50; ++i) {
-    for (const char* kind : {"keep:", "free:", "ttl:", "other:"}) store.Set(kind + std::to_string(i), "x");
+    const std::string number = std::to_string(i);
+    for (const char* kind : {"keep:", "free:", "ttl:", "other:"}) store.Set(kind + number, "x");
     store.Expire("keep:" + std::to_string(i), 9000);
     store.Expire("ttl:" + std::to_string(i), 9000);
   }
@@ -473,7 +474,8 @@ TEST(PartitionsThreadsTest, ChangesUnderLoad) {
     });
   }
   const char* const sets[] = {
-      "", "a prefix=a: dram=0.3; b prefix=b: policy=allkeys-prefix", "a prefix=b: dram=0.2; x prefix=a:",
+      "", "a prefix=a: dram=0.3; b prefix=b: policy=allkeys-prefix",
+      "a prefix=b: dram=0.2; x prefix=a:",
       "c prefix=c: policy=volatile-lru dram=0.1; d prefix=d: admission=never",
       "a prefix=a:; b prefix=b:; c prefix=c:; d prefix=d:"};
   for (int i = 0; i < Steps(160); ++i) {

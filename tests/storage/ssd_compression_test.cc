@@ -113,8 +113,8 @@ TEST(SsdCompressionTest, EachVersionSaysHowItIsStored) {
   }
 }
 
-// Under the same key of RocksDB, with a checksum that is right: what a chunk of another length, or a
-// codec that does not exist, must be taken for.
+// Under the same key of RocksDB, with a checksum that is right: what a chunk of another length, or
+// a codec that does not exist, must be taken for.
 class SsdChunkTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -124,7 +124,8 @@ class SsdChunkTest : public testing::Test {
   }
   std::string Key() const {
     std::string key(12, '\0');
-    for (int i = 0; i < 8; ++i) key[static_cast<size_t>(7 - i)] = static_cast<char>(record_.id >> 8 * i);
+    for (int i = 0; i < 8; ++i)
+      key[static_cast<size_t>(7 - i)] = static_cast<char>(record_.id >> 8 * i);
     return key;
   }
   void Put(std::string value, rocksdb::CompressionType blobs = rocksdb::kNoCompression) {

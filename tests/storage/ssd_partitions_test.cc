@@ -1,5 +1,5 @@
-// Partitions over both tiers: what may go down, what comes up to stay, what gives on the SSD, and that
-// all of it is counted.
+// Partitions over both tiers: what may go down, what comes up to stay, what gives on the SSD, and
+// that all of it is counted.
 #include <gtest/gtest.h>
 
 #include <cstring>
