@@ -155,5 +155,23 @@ TEST(PartitionSetTest, AWordForAPartitionMeansOneThingAtATime) {
   }
 }
 
+TEST(PartitionsTest, WhatIsNobodysHasNoPressure) {
+  Partitions partitions(MaxmemoryPolicy::kAllKeysLru);
+  partitions.Open(3, MaxmemoryPolicy::kAllKeysLru);
+  partitions.AddSsd(0, 100, 1);
+  partitions.AddSsd(3, 50, 1);
+  Partitions::Pressures pressures;
+  pressures.fill(7);  // whatever was there
+  const PartitionSet set(Parsed("a prefix=a:; b prefix=b:; c prefix=c: ssd=0.1"), nullptr);
+  ASSERT_EQ(set.members()[2].slot, 3);
+  partitions.Configure(&set, MaxmemoryPolicy::kAllKeysLru);
+  partitions.SsdPressures(&pressures);
+  EXPECT_DOUBLE_EQ(pressures[3], 500);
+  EXPECT_DOUBLE_EQ(pressures[0], 100 / 0.9);
+  for (size_t i = 1; i < pressures.size(); ++i) {
+    EXPECT_EQ(pressures[i] > 0, i == 3) << i;
+  }
+}
+
 }  // namespace
 }  // namespace moonpool::storage
