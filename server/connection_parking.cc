@@ -64,7 +64,9 @@ void Connection::Wait(std::unique_ptr<Parked> parked, bool again) {
           });
         });
   }
-  if (!missing.values.empty()) tenant_->ReadAhead(missing.values.back().hash);
+  if (!missing.values.empty()) {
+    tenant_->ReadAhead(missing.values.back().hash, missing.values.back().place.slot());
+  }
   if (missing.memory_bytes != 0) {
     if (parked_->until_ms == 0) {
       parked_->until_ms =

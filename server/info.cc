@@ -241,6 +241,31 @@ void TiersSection(Context& c, Text& out) {
                                       static_cast<double>(s.store.payload_bytes_written)));
 }
 
+// One line each.  The prefix comes last: it may hold commas and anything else but spaces.
+void PartitionsSection(Context& c, Text& out) {
+  for (const auto& report : c.keyspace().PartitionReports()) {
+    const storage::PartitionOptions& options = report.options;
+    // Without a share of its own it counts with the default partition.
+    const auto share = [&](double value) -> std::string {
+      const bool own = value > 0 || options.name == storage::kDefaultPartition;
+      return own ? fmt::format("{:.6g}", value) : "default";
+    };
+    const storage::Partitions::Counts& counts = report.counts;
+    const std::string compression =
+        options.compression ? std::string(storage::NameOf(*options.compression))
+                            : c.server.config().text(Key::kSsdCompression);
+    Row(out, "partition_" + options.name,
+        fmt::format("dram_share={},ssd_share={},policy={},admission={},compression={},"
+                    "dram_bytes={},dram_keys={},ssd_bytes={},ssd_keys={},hits={},misses={},"
+                    "evictions={},demotions={},drops={},prefix={}",
+                    share(options.dram_share), options.ssd ? share(options.ssd_share) : "no",
+                    storage::NameOf(report.policy), storage::NameOf(options.admission), compression,
+                    counts.dram_bytes, counts.dram_keys, counts.ssd_bytes, counts.ssd_keys,
+                    counts.hits, counts.misses, counts.evictions, counts.demotions, counts.drops,
+                    options.prefix));
+  }
+}
+
 void ReplicationSection(Context& c, Text& out) {
   Row(out, "role", "master");
   Row(out, "connected_slaves", 0);
@@ -317,6 +342,7 @@ constexpr Section kSections[] = {
     {"stats", "Stats", StatsSection, true},
     {"pool", "Pool", PoolSection, true},
     {"tiers", "Tiers", TiersSection, true},
+    {"partitions", "Partitions", PartitionsSection, true},
     {"replication", "Replication", ReplicationSection, true},
     {"cpu", "CPU", CpuSection, true},
     {"commandstats", "Commandstats", CommandStatsSection, false},
@@ -329,6 +355,7 @@ constexpr Section kSections[] = {
 
 void InfoCommand(Context& c) {
   const auto wanted = [&](const Section& section) {
+    if (section.write == PartitionsSection && !c.keyspace().partitions().any()) return false;
     if (c.size() == 1) return section.standard;
     for (size_t i = 1; i < c.size(); ++i) {
       using protocol::EqualsIgnoreCase;

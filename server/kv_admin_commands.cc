@@ -1,4 +1,8 @@
 // KV.PIN, KV.UNPIN and KV.DROP, and the commands that look inside.
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "protocol/decimal.h"
 #include "protocol/glob.h"
 #include "server/connection.h"
@@ -24,6 +28,36 @@ void Text(Reply& r, std::string_view name, std::string_view value) {
 void Number(Reply& r, std::string_view name, uint64_t value) {
   r.Bulk(name);
   r.Integer(static_cast<int64_t>(value));
+}
+
+std::string PartitionName(const Context& c, std::string_view key) {
+  if (const auto set = c.keyspace().partition_set()) {
+    const uint8_t slot = set->Match(key);
+    for (const auto& member : set->members()) {
+      if (member.slot == slot) return member.options.name;
+    }
+  }
+  return std::string(storage::kDefaultPartition);
+}
+
+// KV.STATS: what the partitions count, if there are any.
+std::vector<std::pair<std::string, uint64_t>> PartitionNumbers(const Context& c) {
+  std::vector<std::pair<std::string, uint64_t>> rows;
+  if (!c.keyspace().partitions().any()) return rows;
+  for (const auto& report : c.keyspace().PartitionReports()) {
+    const storage::Partitions::Counts& counts = report.counts;
+    const std::pair<const char*, uint64_t> numbers[] = {
+        {"dram-bytes", counts.dram_bytes}, {"dram-keys", counts.dram_keys},
+        {"ssd-bytes", counts.ssd_bytes},   {"ssd-keys", counts.ssd_keys},
+        {"hits", counts.hits},             {"misses", counts.misses},
+        {"evictions", counts.evictions},   {"demotions", counts.demotions},
+        {"drops", counts.drops},
+    };
+    for (const auto& [name, number] : numbers) {
+      rows.emplace_back("partition-" + report.options.name + "-" + name, number);
+    }
+  }
+  return rows;
 }
 
 }  // namespace
@@ -97,7 +131,7 @@ void KvInfo(Context& c) {
   const bool bulk = entry->has(Entry::kBulk);
   const auto pin = lock.key.GetPin();
   const bool on_ssd = entry->has(Entry::kOnSsd);
-  r.Map(bulk ? 14 : on_ssd ? 7 : 6);
+  r.Map(bulk ? 15 : on_ssd ? 8 : 7);
   Text(r, "stored", bulk ? "extent" : on_ssd ? "chunks" : "inline");
   Text(r, "tier", on_ssd ? "ssd" : protocol::TierName(protocol::Tier::kDram));
   Number(r, "length", ValueLength(*entry));
@@ -105,6 +139,7 @@ void KvInfo(Context& c) {
   r.Bulk("ttl-ms");
   r.Integer(entry->has(Entry::kHasExpiry) ? entry->expiry_ms() - c.now_ms : -1);
   Text(r, "pin", !pin ? "none" : pin->hard ? "hard" : "soft");
+  Text(r, "partition", PartitionName(c, c[1]));
   if (on_ssd) Number(r, "ssd-version", entry->place().id);
   if (!bulk) return;
   const storage::BulkValue& value = *entry->bulk();
@@ -184,8 +219,10 @@ void KvStats(Context& c) {
       {"region-bytes", budget.region_bytes()},
       {"hard-pinned-bytes", c.keyspace().hard_pinned_bytes()},
   };
-  c.reply.Map(std::size(rows));
+  const auto of_partitions = PartitionNumbers(c);
+  c.reply.Map(std::size(rows) + of_partitions.size());
   for (const auto& [name, value] : rows) Number(c.reply, name, value);
+  for (const auto& [name, value] : of_partitions) Number(c.reply, name, value);
 }
 
 }  // namespace moonpool::server

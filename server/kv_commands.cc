@@ -15,6 +15,7 @@
 #include "server/server.h"
 #include "server/session.h"
 #include "server/values.h"
+#include "storage/key_partitions.h"
 #include "storage/tenant.h"
 
 namespace moonpool::server {
@@ -194,13 +195,18 @@ void Locate(Context& c) {
   c.reply.Array(*count);
   uint64_t hits = 0;
   size_t not_inline = 0;
+  storage::KeyPartitions partitions(keyspace.wants_batches() ? keyspace.partition_set() : nullptr);
   for (size_t i = 0; i < *count; ++i) {
     storage::ValueRef value;
     if (!pinned.empty() && pinned[i]) {
       value = std::move(pinned[i]);
+      keyspace.CountHit(*value);
     } else {
       KeyLock lock(keyspace, c[kFirstKey + i], hashes[i], c.now_ms);
       const Entry* entry = lock.key.Read();
+      // What is on the SSD alone by now did not come up.
+      const bool found = entry != nullptr && !entry->has(Entry::kOnSsd);
+      keyspace.CountRead(lock.key, found ? entry : nullptr);
       if (entry != nullptr && entry->is_inline()) {
         ++hits;
         c.reply.Bulk(entry->value());
@@ -211,6 +217,7 @@ void Locate(Context& c) {
       }
     }
     hashes[not_inline++] = hashes[i];
+    partitions.Add(c[kFirstKey + i]);
     if (!value) {
       c.reply.Null();
       continue;
@@ -227,12 +234,15 @@ void Locate(Context& c) {
   c.loop.stats().keyspace_hits.Add(hits);
   c.loop.stats().keyspace_misses.Add(*count - hits);
   const bool counts =
-      keyspace.NoteBatch(std::span(hashes).first(not_inline), storage::BatchKind::kRead);
+      keyspace.NoteBatch(std::span(hashes).first(not_inline), storage::BatchKind::kRead,
+                         partitions.slots());
   if (used.empty()) return;
   std::vector<storage::BulkValue*> values;
   values.reserve(used.size());
   for (const storage::ValueRef& value : used) values.push_back(value.get());
-  if (keyspace.Touch(values, counts) > 0) c.tenant.ReadAhead(values.back()->owner_hash());
+  if (keyspace.Touch(values, counts) > 0) {
+    c.tenant.ReadAhead(values.back()->owner_hash(), values.back()->partition());
+  }
 }
 
 template <typename Act>
@@ -282,7 +292,11 @@ void Match(Context& c) {
     on_ssd += entry->has(Entry::kOnSsd) ? 1 : 0;
     inlined += entry->is_inline() ? 1 : 0;
   }
-  if (inlined == 0) c.keyspace().NoteBatch(hashes, storage::BatchKind::kLook);
+  if (inlined == 0) {
+    storage::KeyPartitions partitions(c.keyspace().partition_set());
+    for (size_t i = 0; i < *count; ++i) partitions.Add(c[kFirstKey + i]);
+    c.keyspace().NoteBatch(hashes, storage::BatchKind::kLook, partitions.slots());
+  }
   const auto n = static_cast<int64_t>(present);
   if (!with_tiers) return c.reply.Integer(n);
   c.reply.Array(4);

@@ -11,6 +11,7 @@
 #include "server/placement.h"
 #include "server/server.h"
 #include "server/session.h"
+#include "storage/key_partitions.h"
 #include "storage/tenant.h"
 
 namespace moonpool::server {
@@ -110,8 +111,12 @@ void KvAlloc(Context& c) {
   }
   if (c.keyspace().wants_batches()) {
     std::vector<uint64_t> hashes(*count);
-    for (size_t i = 0; i < *count; ++i) hashes[i] = storage::HashKey(c[kFirstKey + i * 2]);
-    c.keyspace().NoteBatch(hashes, storage::BatchKind::kWrite);
+    storage::KeyPartitions partitions(c.keyspace().partition_set());
+    for (size_t i = 0; i < *count; ++i) {
+      hashes[i] = storage::HashKey(c[kFirstKey + i * 2]);
+      partitions.Add(c[kFirstKey + i * 2]);
+    }
+    c.keyspace().NoteBatch(hashes, storage::BatchKind::kWrite, partitions.slots());
   }
   const int64_t longest = c.server.config().number(Key::kProtoMaxBulkLen);
   c.reply.Array(*count);

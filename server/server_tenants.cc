@@ -33,15 +33,9 @@ uint64_t MachineMemory() {
 }
 
 storage::MaxmemoryPolicy PolicyOf(const Config& config) {
-  using storage::MaxmemoryPolicy;
-  // In the order of the setting's choices.
-  static constexpr MaxmemoryPolicy kPolicies[] = {
-      MaxmemoryPolicy::kNoEviction,     MaxmemoryPolicy::kAllKeysLru,
-      MaxmemoryPolicy::kAllKeysLfu,     MaxmemoryPolicy::kAllKeysS3Fifo,
-      MaxmemoryPolicy::kAllKeysPrefix,  MaxmemoryPolicy::kAllKeysRandom,
-      MaxmemoryPolicy::kVolatileLru,    MaxmemoryPolicy::kVolatileLfu,
-      MaxmemoryPolicy::kVolatileRandom, MaxmemoryPolicy::kVolatileTtl};
-  return kPolicies[config.number(Key::kMaxMemoryPolicy)];
+  const auto policy = storage::ParseMaxmemoryPolicy(config.text(Key::kMaxMemoryPolicy));
+  MOONPOOL_CHECK(policy);  // the setting's choices are their names
+  return *policy;
 }
 
 uint64_t MemoryLimit(const Config& config) {
@@ -57,6 +51,11 @@ Status Server::CreateTenants() {
   storage::TenantOptions options;
   options.quota_bytes = MemoryLimit(config_);
   options.policy = PolicyOf(config_);
+  auto partitions = storage::ParsePartitions(config_.text(Key::kPartitions));
+  if (!partitions) {
+    return Fail(partitions.error().code, "partitions: " + partitions.error().message);
+  }
+  options.partitions = std::move(*partitions);
   options.high_watermark = config_.real(Key::kDramHighWatermark);
   options.evict_ratio = config_.real(Key::kDramEvictRatio);
   options.region_bytes = static_cast<uint64_t>(config_.number(Key::kRegionSize));
@@ -170,6 +169,12 @@ void Server::InstallHooks() {
   });
   config_.OnChange(Key::kMaxMemoryPolicy, [this]() -> Status {
     default_tenant().keyspace().SetPolicy(PolicyOf(config_));
+    return {};
+  });
+  config_.OnChange(Key::kPartitions, [this]() -> Status {
+    auto partitions = storage::ParsePartitions(config_.text(Key::kPartitions));
+    if (!partitions) return tl::unexpected<Error>(std::move(partitions.error()));
+    default_tenant().keyspace().SetPartitions(std::move(*partitions));
     return {};
   });
   const auto watermarks = [this]() -> Status {

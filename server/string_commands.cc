@@ -11,6 +11,7 @@
 #include "server/loop.h"
 #include "server/server.h"
 #include "server/values.h"
+#include "storage/key_partitions.h"
 #include "storage/tenant.h"
 
 namespace moonpool::server {
@@ -166,16 +167,21 @@ void MGet(Context& c) {
   const auto names = Names(c, 1, 1);
   const bool gather = c.keyspace().wants_batches();
   std::vector<uint64_t> hashes;
+  storage::KeyPartitions partitions(gather ? c.keyspace().partition_set() : nullptr);
   {
     KeysLock lock(c.keyspace(), names, c.now_ms);
     c.reply.Array(names.size());
     for (size_t i = 0; i < names.size(); ++i) {
       const Entry* entry = lock[i].Read();
-      if (gather && (entry == nullptr || !entry->is_inline())) hashes.push_back(lock[i].hash());
+      if (gather && (entry == nullptr || !entry->is_inline())) {
+        hashes.push_back(lock[i].hash());
+        partitions.Add(names[i]);
+      }
       replies.Whole(lock[i], entry);
     }
   }
-  if (!c.loop.missing().any() && !c.keyspace().NoteBatch(hashes, storage::BatchKind::kRead)) {
+  if (!c.loop.missing().any() &&
+      !c.keyspace().NoteBatch(hashes, storage::BatchKind::kRead, partitions.slots())) {
     replies.DoNotCount();
   }
 }
@@ -194,10 +200,13 @@ void MSetGeneric(Context& c, bool if_absent) {
   const auto names = Names(c, 1, 2);
   if (c.keyspace().wants_batches()) {
     std::vector<uint64_t> hashes;
+    storage::KeyPartitions partitions(c.keyspace().partition_set());
     for (size_t i = 0; i < names.size(); ++i) {
-      if (values[i].bulk) hashes.push_back(storage::HashKey(names[i]));
+      if (!values[i].bulk) continue;
+      hashes.push_back(storage::HashKey(names[i]));
+      partitions.Add(names[i]);
     }
-    c.keyspace().NoteBatch(hashes, storage::BatchKind::kWrite);
+    c.keyspace().NoteBatch(hashes, storage::BatchKind::kWrite, partitions.slots());
   }
   KeysLock lock(c.keyspace(), names, c.now_ms);
   if (if_absent) {

@@ -108,7 +108,9 @@ storage::Entry* StoreValue(storage::Keyspace::Key& key, GivenValue value, bool k
 bool ValueReplies::Whole(const storage::Keyspace::Key& key, const storage::Entry* entry) {
   storage::BulkValue* bulk = context_.BulkOf(entry);
   if (bulk == nullptr && context_.WaitsFor(entry, key.hash())) return false;
-  if (entry == nullptr || (bulk == nullptr && !entry->is_inline())) {
+  const bool found = entry != nullptr && (bulk != nullptr || entry->is_inline());
+  context_.keyspace().CountRead(key, found ? entry : nullptr);
+  if (!found) {
     context_.loop.stats().keyspace_misses.Add();
     context_.reply.Null();
     return true;
@@ -150,7 +152,7 @@ ValueReplies::~ValueReplies() {
   values.reserve(used_.size());
   for (const storage::ValueRef& value : used_) values.push_back(value.get());
   if (context_.keyspace().Touch(values, counts_) > 0) {
-    context_.tenant.ReadAhead(values.back()->owner_hash());
+    context_.tenant.ReadAhead(values.back()->owner_hash(), values.back()->partition());
   }
 }
 

@@ -34,15 +34,54 @@ std::unique_ptr<EvictionPolicy> MakeEvictionPolicy(MaxmemoryPolicy policy) {
   __builtin_unreachable();
 }
 
-void BulkPolicy::Change(MaxmemoryPolicy policy) {
+EvictionPolicy& BulkPolicy::PolicyOf(const BulkValue& value) {
+  EvictionPolicy* const policy = queues_[value.partition()].policy.get();
+  MOONPOOL_CHECK(policy != nullptr);
+  return *policy;
+}
+
+void BulkPolicy::Empty(Queue& queue) {
+  while (PolicyItem* item = queue.policy != nullptr ? queue.policy->Any() : nullptr) {
+    item->in_policy = false;
+    queue.policy->Remove(item, false);
+  }
+  queue.learns = false;
+}
+
+void BulkPolicy::Change(MaxmemoryPolicy policy, uint8_t partition) {
   std::unique_ptr<EvictionPolicy> next = MakeEvictionPolicy(policy);
   MutexLock lock(mu_);
-  while (PolicyItem* item = policy_->Any()) {
-    item->in_policy = false;
-    policy_->Remove(item, false);
+  Empty(queues_[partition]);
+  queues_[partition].policy = std::move(next);
+  SeeWhoLearns();
+}
+
+void BulkPolicy::SeeWhoLearns() {
+  bool any = false;
+  for (const Queue& queue : queues_) any |= queue.learns;
+  wants_batches_.store(any, std::memory_order_relaxed);
+}
+
+void BulkPolicy::SetAdmission(uint8_t partition, Admission admission) {
+  MutexLock lock(mu_);
+  queues_[partition].admission = admission;
+}
+
+void BulkPolicy::Close(uint8_t partition) {
+  MutexLock lock(mu_);
+  // Those that FLUSHALL took out of the keyspace may still be here.
+  Empty(queues_[partition]);
+  queues_[partition] = Queue();
+  SeeWhoLearns();
+}
+
+void BulkPolicy::Assign(BulkValue* value, uint8_t partition) {
+  MutexLock lock(mu_);
+  if (value->in_policy) {
+    value->in_policy = false;
+    PolicyOf(*value).Remove(value, false);
   }
-  policy_ = std::move(next);
-  wants_batches_.store(false, std::memory_order_relaxed);
+  value->set_partition(partition);
 }
 
 void BulkPolicy::Link(BulkValue* value, int64_t expiry_ms, uint16_t group, bool cold) {
@@ -52,8 +91,11 @@ void BulkPolicy::Link(BulkValue* value, int64_t expiry_ms, uint16_t group, bool 
   value->key_hash = value->owner_hash();
   value->rank = static_cast<uint64_t>(expiry_ms);
   value->group = group;
-  cold ? policy_->InsertCold(value) : policy_->Insert(value);
-  if (!wants_batches() && policy_->WantsBatches()) {
+  EvictionPolicy& policy = PolicyOf(*value);
+  cold ? policy.InsertCold(value) : policy.Insert(value);
+  Queue& queue = queues_[value->partition()];
+  if (!queue.learns && policy.WantsBatches()) {
+    queue.learns = true;
     wants_batches_.store(true, std::memory_order_relaxed);
   }
 }
@@ -63,7 +105,7 @@ void BulkPolicy::Unlink(BulkValue* value, bool evicted) {
   MutexLock lock(mu_);
   if (!value->in_policy) return;
   value->in_policy = false;
-  policy_->Remove(value, evicted);
+  PolicyOf(*value).Remove(value, evicted);
 }
 
 void BulkPolicy::Replace(BulkValue* value, BulkValue* replacement) {
@@ -71,7 +113,7 @@ void BulkPolicy::Replace(BulkValue* value, BulkValue* replacement) {
   if (!value->in_policy) return;
   value->in_policy = false;
   replacement->in_policy = true;
-  policy_->Replace(value, replacement);
+  PolicyOf(*value).Replace(value, replacement);
 }
 
 size_t BulkPolicy::Touch(std::span<BulkValue* const> values, bool counts) {
@@ -79,23 +121,47 @@ size_t BulkPolicy::Touch(std::span<BulkValue* const> values, bool counts) {
   {
     MutexLock lock(mu_);
     for (BulkValue* value : values) {
-      const BulkValue::Arrival arrival = value->TakeArrival();
-      ahead += arrival == BulkValue::Arrival::kAhead ? 1 : 0;
-      // The read that a value came up for is not yet a reason to keep it.
-      if (counts && arrival == BulkValue::Arrival::kNone && value->in_policy) {
-        policy_->Access(value);
+      using Arrival = BulkValue::Arrival;
+      const Arrival arrival = value->TakeArrival();
+      ahead += arrival == Arrival::kAhead ? 1 : 0;
+      const Admission admission = queues_[value->partition()].admission;
+      // What is never let in stays as cold as it came.
+      if (arrival != Arrival::kNone && admission == Admission::kNever) {
+        value->set_arrival(Arrival::kCold);
       }
+      // The read that a value came up for is not yet a reason to keep it, unless any read is.
+      const bool keeps = arrival == Arrival::kNone ||
+                         (arrival == Arrival::kAhead && admission == Admission::kAlways);
+      if (counts && keeps && value->in_policy) PolicyOf(*value).Access(value);
     }
   }
   for (size_t i = 0; i < ahead; ++i) read_ahead_.Useful();
   return ahead;
 }
 
-bool BulkPolicy::NoteBatch(std::span<const uint64_t> key_hashes, BatchKind kind) {
+bool BulkPolicy::NoteBatch(std::span<const uint64_t> key_hashes, BatchKind kind,
+                           std::span<const uint8_t> partitions) {
   if (!wants_batches() || key_hashes.size() < 2) return true;
   if (kind != BatchKind::kWrite && !LearnsNow(key_hashes.size())) return false;
+  const auto note = [&](uint8_t partition, std::span<const uint64_t> hashes) {
+    mu_.AssertHeld();
+    // The set of partitions may have changed since the keys were looked up.
+    EvictionPolicy* const policy = queues_[partition].policy.get();
+    if (policy != nullptr && hashes.size() > 1) policy->Batch(hashes, kind);
+  };
+  const auto differs = [&](uint8_t partition) { return partition != partitions.front(); };
   MutexLock lock(mu_);
-  policy_->Batch(key_hashes, kind);
+  if (std::none_of(partitions.begin(), partitions.end(), differs)) {
+    note(partitions.empty() ? 0 : partitions.front(), key_hashes);
+    return true;
+  }
+  std::array<std::vector<uint64_t>, Partitions::kSlots> by_partition;
+  for (size_t i = 0; i < key_hashes.size(); ++i) {
+    by_partition[partitions[i]].push_back(key_hashes[i]);
+  }
+  for (size_t i = 0; i < by_partition.size(); ++i) {
+    note(static_cast<uint8_t>(i), by_partition[i]);
+  }
   return true;
 }
 
@@ -116,21 +182,23 @@ bool BulkPolicy::LearnsNow(size_t keys) {
   return true;
 }
 
-size_t BulkPolicy::Successors(uint64_t key_hash, std::span<uint64_t> out) {
+size_t BulkPolicy::Successors(uint64_t key_hash, std::span<uint64_t> out, uint8_t partition) {
   MutexLock lock(mu_);
-  return policy_->Successors(key_hash, out);
+  const EvictionPolicy* const policy = queues_[partition].policy.get();
+  return policy == nullptr ? 0 : policy->Successors(key_hash, out);
 }
 
-ValueRef BulkPolicy::Victim() {
+ValueRef BulkPolicy::Victim(uint8_t partition) {
   MutexLock lock(mu_);
-  PolicyItem* item = policy_->Victim();
+  EvictionPolicy* const policy = queues_[partition].policy.get();
+  PolicyItem* item = policy == nullptr ? nullptr : policy->Victim();
   // While it is linked, its entry's reference keeps it alive.
   return item == nullptr ? ValueRef() : ValueRef::Share(static_cast<BulkValue*>(item));
 }
 
 void BulkPolicy::Spare(const ValueRef& value) {
   MutexLock lock(mu_);
-  if (value->in_policy) policy_->Spare(value.get());
+  if (value->in_policy) PolicyOf(*value).Spare(value.get());
 }
 
 }  // namespace moonpool::storage

@@ -1,10 +1,12 @@
-// The bulk values of one tenant in the order in which they would be evicted.
+// The bulk values of one tenant in the order in which they would be evicted: an order of its own for
+// each partition, by the slot that the value carries.
 //
-// Threads: any; mu_ is a leaf lock.  Owns the policy, not the values: a value is linked while an
+// Threads: any; mu_ is a leaf lock.  Owns the policies, not the values: a value is linked while an
 // entry of the keyspace refers to it (under volatile-*: one with an expiry), and unlinked before
-// that entry lets go of it.
+// that entry lets go of it.  One lock for all partitions: a value may change over between two looks.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <memory>
 #include <span>
@@ -13,36 +15,29 @@
 #include "protocol/mutex.h"
 #include "storage/bulk_value.h"
 #include "storage/eviction_policy.h"
+#include "storage/maxmemory_policy.h"
+#include "storage/partitions.h"
 #include "storage/read_ahead_window.h"
 
 namespace moonpool::storage {
-
-enum class MaxmemoryPolicy {
-  kNoEviction,
-  kAllKeysLru,
-  kAllKeysLfu,
-  kAllKeysS3Fifo,
-  kAllKeysPrefix,
-  kAllKeysRandom,
-  kVolatileLru,
-  kVolatileLfu,
-  kVolatileRandom,
-  kVolatileTtl,
-};
-
-constexpr bool VolatileOnly(MaxmemoryPolicy policy) {
-  return policy >= MaxmemoryPolicy::kVolatileLru;
-}
 
 // The policy for bulk values, empty.
 std::unique_ptr<EvictionPolicy> MakeEvictionPolicy(MaxmemoryPolicy policy);
 
 class BulkPolicy {
  public:
-  explicit BulkPolicy(MaxmemoryPolicy policy) : policy_(MakeEvictionPolicy(policy)) {}
+  // With the default partition alone.
+  explicit BulkPolicy(MaxmemoryPolicy policy) { queues_[0].policy = MakeEvictionPolicy(policy); }
 
-  // Starts over with an empty policy; the keyspace links its values again (Keyspace::Relink).
-  void Change(MaxmemoryPolicy policy);
+  // Starts over with an empty policy, as for a partition that is new; the keyspace links its values
+  // again (Keyspace::Relink).
+  void Change(MaxmemoryPolicy policy, uint8_t partition = 0);
+  void SetAdmission(uint8_t partition, Admission admission);
+  // No value of the keyspace is in it any more.
+  void Close(uint8_t partition);
+  // Where the value is to be linked from now on; it is not linked any more.  With the stripe of its
+  // owner locked.
+  void Assign(BulkValue* value, uint8_t partition);
 
   // `expiry_ms`: when the value's key expires, for the policies that look at it; 0: never.
   // Nothing when it is linked already.
@@ -59,25 +54,37 @@ class BulkPolicy {
   // would gather the hashes for this alone asks first.  False: there are more batches than the
   // policy is to learn from, and reading the values of this one is no use to it either.
   bool wants_batches() const { return wants_batches_.load(std::memory_order_relaxed); }
-  bool NoteBatch(std::span<const uint64_t> key_hashes, BatchKind kind);
+  // `partitions`: of the keys, in their order; none: all are of the default one.  Each partition
+  // learns from its own keys.
+  bool NoteBatch(std::span<const uint64_t> key_hashes, BatchKind kind,
+                 std::span<const uint8_t> partitions = {});
   // How many keys a second a policy learns from at most, when they are only read; 0: any number.
   // Of more it takes a sample of the commands, so that learning costs no more than so much.
   void set_learn_rate(uint64_t keys_s);
   // See EvictionPolicy::Successors.
-  size_t Successors(uint64_t key_hash, std::span<uint64_t> out);
+  size_t Successors(uint64_t key_hash, std::span<uint64_t> out, uint8_t partition = 0);
   ReadAheadWindow& read_ahead() { return read_ahead_; }
 
-  // The next victim, pinned; empty when there is none.  It stays linked.
-  ValueRef Victim();
+  // The next victim of a partition, pinned; empty when there is none.  It stays linked.
+  ValueRef Victim(uint8_t partition = 0);
   void Spare(const ValueRef& value);
 
  private:
+  struct Queue {
+    std::unique_ptr<EvictionPolicy> policy;  // null: there is no such partition
+    Admission admission = Admission::kSecondRead;
+    bool learns = false;  // it wants batches, and something was ever linked
+  };
   bool LearnsNow(size_t keys);
+  // Unlinks all of it.
+  void Empty(Queue& queue) REQUIRES(mu_);
+  void SeeWhoLearns() REQUIRES(mu_);
+  EvictionPolicy& PolicyOf(const BulkValue& value) REQUIRES(mu_);
 
   ReadAheadWindow read_ahead_;
   Mutex mu_;
-  std::unique_ptr<EvictionPolicy> policy_ PT_GUARDED_BY(mu_);
-  // What wants_batches() says: the policy does, and something was ever linked.
+  std::array<Queue, Partitions::kSlots> queues_ GUARDED_BY(mu_);
+  // What wants_batches() says: some queue learns.
   std::atomic<bool> wants_batches_{false};
   std::atomic<int64_t> learn_ns_{0};        // a key's share of the time; 0: no limit
   std::atomic<int64_t> learned_until_{0};   // steady clock: what was learned from took until then

@@ -43,6 +43,11 @@ class BulkValue : public PolicyItem {
   // Hash of the key whose entry refers to this value; changes on RENAME.
   uint64_t owner_hash() const { return owner_hash_.load(std::memory_order_relaxed); }
   void set_owner_hash(uint64_t hash) { owner_hash_.store(hash, std::memory_order_relaxed); }
+  // The partition of that key: the slot of Partitions that it counts in, and of the policy it is linked
+  // in.  Once a key refers to the value it is changed through BulkPolicy::Assign(), with the stripe of
+  // its owner locked; who holds neither that nor the policy's lock reads what was true a moment ago.
+  uint8_t partition() const { return partition_.load(std::memory_order_relaxed); }
+  void set_partition(uint8_t slot) { partition_.store(slot, std::memory_order_relaxed); }
   // Where the same bytes are on the SSD.  Under the lock of the owner's stripe.
   const SsdPlace& place() const { return place_; }
   void set_place(const SsdPlace& place) { place_ = place; }
@@ -55,6 +60,7 @@ class BulkValue : public PolicyItem {
     kCold,   // for one reader: that read is no reason to keep it
     kAhead,  // before anybody asked
   };
+  Arrival arrival() const { return arrival_.load(std::memory_order_relaxed); }
   void set_arrival(Arrival arrival) { arrival_.store(arrival, std::memory_order_relaxed); }
   Arrival TakeArrival() {
     if (arrival_.load(std::memory_order_relaxed) == Arrival::kNone) return Arrival::kNone;
@@ -76,6 +82,7 @@ class BulkValue : public PolicyItem {
   SsdPlace place_;
   std::atomic<bool> demoting_{false};
   std::atomic<Arrival> arrival_{Arrival::kNone};
+  std::atomic<uint8_t> partition_{0};
   BulkValue* next_alias_ = nullptr;  // further values showing the same extent (COPY)
 };
 

@@ -22,18 +22,20 @@ class BulkValue;
 // One version of a value on the SSD.  An id of 0: none.
 struct SsdPlace {
   uint64_t id = 0;
-  uint64_t length : 56 = 0;       // bytes of the value
-  uint64_t chunk_shift : 8 = 0;   // it is stored in chunks of 2^chunk_shift bytes
+  uint64_t length : 48 = 0;      // bytes of the value
+  uint64_t partition : 8 = 0;    // the slot it counts in; true of what an entry or its value holds
+  uint64_t chunk_shift : 8 = 0;  // it is stored in chunks of 2^chunk_shift bytes
 
   // `chunk_bytes`: a power of two.
   static SsdPlace At(uint64_t id, uint64_t length, uint32_t chunk_bytes) {
     SsdPlace place;
     place.id = id;
-    place.length = length & ((uint64_t{1} << 56) - 1);
+    place.length = length & ((uint64_t{1} << 48) - 1);
     place.chunk_shift = static_cast<uint8_t>(std::bit_width(chunk_bytes) - 1);
     return place;
   }
   explicit operator bool() const { return id != 0; }
+  uint8_t slot() const { return static_cast<uint8_t>(partition); }
   uint32_t chunk_bytes() const { return uint32_t{1} << chunk_shift; }
 };
 static_assert(sizeof(SsdPlace) == 16);

@@ -14,7 +14,10 @@ constexpr size_t kScanBucketsPerEntry = 10;
 }  // namespace
 
 Keyspace::Keyspace(MemoryBudget* budget, BulkPolicy* bulk_policy, MaxmemoryPolicy policy)
-    : budget_(budget), bulk_policy_(bulk_policy), policy_(policy), stripes_(new Stripe[kStripes]) {
+    : budget_(budget),
+      bulk_policy_(bulk_policy),
+      partitions_(policy),
+      stripes_(new Stripe[kStripes]) {
   for (size_t i = 0; i < kStripes; ++i) {
     SpinLock lock(stripes_[i].mu);
     Account(stripes_[i], static_cast<int64_t>(stripes_[i].table.bytes()));
@@ -98,8 +101,11 @@ uint64_t Keyspace::ExpiringSize() const {
 // The tables that were taken out; what their bulk entries refer to goes with them.
 class Keyspace::Cleared {
  public:
-  Cleared(MemoryBudget* budget, BulkPolicy* policy)
-      : budget_(budget), policy_(policy), tables_(new Table[kStripes]) {}
+  explicit Cleared(Keyspace* keyspace)
+      : keyspace_(keyspace),
+        budget_(keyspace->budget_),
+        policy_(keyspace->bulk_policy_),
+        tables_(new Table[kStripes]) {}
   ~Cleared() {
     for (size_t i = 0; i < kStripes; ++i) {
       uint64_t cursor = 0;
@@ -108,8 +114,7 @@ class Keyspace::Cleared {
           if (!entry->has(Entry::kBulk)) return;
           // A scan may meet an entry twice only when the table changes, which it does not.
           policy_->Unlink(entry->bulk(), false);
-          budget_->AddLinked(-static_cast<int64_t>(entry->bulk()->policy_bytes));
-          ValueRef::Adopt(entry->bulk()).Reset();
+          keyspace_->LetGo(entry->bulk());
         });
       } while (cursor != 0);
     }
@@ -118,6 +123,7 @@ class Keyspace::Cleared {
 
  private:
   friend class Keyspace;
+  Keyspace* const keyspace_;
   MemoryBudget* const budget_;
   BulkPolicy* const policy_;
   std::unique_ptr<Table[]> tables_;
@@ -127,7 +133,7 @@ class Keyspace::Cleared {
 void Keyspace::DestroyCleared::operator()(Cleared* cleared) const { delete cleared; }
 
 std::unique_ptr<Keyspace::Cleared, Keyspace::DestroyCleared> Keyspace::Clear() {
-  std::unique_ptr<Cleared, DestroyCleared> cleared(new Cleared(budget_, bulk_policy_));
+  std::unique_ptr<Cleared, DestroyCleared> cleared(new Cleared(this));
   LockAll();
   for (size_t i = 0; i < kStripes; ++i) {
     Stripe& stripe = stripes_[i];
@@ -142,6 +148,7 @@ std::unique_ptr<Keyspace::Cleared, Keyspace::DestroyCleared> Keyspace::Clear() {
     stripe.pins.clear();
   }
   if (log_ != nullptr) log_->EraseAll();
+  partitions_.ClearSsd();
   hard_pinned_bytes_.store(0, std::memory_order_relaxed);
   UnlockAll();
   return cleared;
@@ -215,6 +222,7 @@ void Keyspace::ResetStats() {
   expired_.store(0, std::memory_order_relaxed);
   evicted_.store(0, std::memory_order_relaxed);
   memory_only_dropped_.store(0, std::memory_order_relaxed);
+  partitions_.ResetStats();
 }
 
 }  // namespace moonpool::storage

@@ -4,7 +4,8 @@
 // and change entries through Key cursors.  The lock makes the command atomic; it is held across
 // no system call, no allocation of an extent, and no callback.
 //
-// Lock order: stripes by ascending index; then, as leaves, BulkPolicy and ExtentPool.
+// Lock order: change_mu_; stripes by ascending index; then, as leaves, BulkPolicy, ExtentPool and
+// set_mu_.
 //
 // Time comes from the caller (`now_ms`, Unix milliseconds, one reading per batch of commands). An
 // entry whose expiry has passed is removed by whoever meets it.
@@ -21,12 +22,14 @@
 #include <utility>
 #include <vector>
 
+#include "protocol/mutex.h"
 #include "protocol/spin_mutex.h"
 #include "storage/access_clock.h"
 #include "storage/bulk_policy.h"
 #include "storage/bulk_value.h"
 #include "storage/hash.h"
 #include "storage/memory_budget.h"
+#include "storage/partitions.h"
 #include "storage/ssd_log.h"
 #include "storage/table.h"
 
@@ -72,6 +75,8 @@ class Keyspace {
   class Key {
    public:
     std::string_view name() const { return name_; }
+    // The slot of the key's partition.
+    uint8_t partition() const { return keyspace_->PartitionOf(name_); }
     uint64_t hash() const { return hash_; }
 
     // The entry, or null when there is none (any more).
@@ -175,19 +180,20 @@ class Keyspace {
   }
   // Keys that match one of these globs never go to the SSD: they are dropped instead.
   void SetMemoryOnly(std::vector<std::string> globs);
-  // At the start: a version found on the SSD.
-  void Restore(std::string_view key, int64_t expiry_ms, const SsdPlace& place);
+  // At the start: a version found on the SSD.  Returns the place as the entry has it.
+  SsdPlace Restore(std::string_view key, int64_t expiry_ms, SsdPlace place);
   // The bytes of `value` are at `place` now: the entry that refers to it goes on without the memory,
   // or, with `keep`, with both.  False when there is no such entry any more, or it has a place
   // already: this one is free.
-  bool FinishDemotion(BulkValue& value, const SsdPlace& place, int64_t now_ms, bool keep);
+  bool FinishDemotion(BulkValue& value, SsdPlace place, int64_t now_ms, bool keep);
   // They could not be written: the value is evictable again.
   void AbandonDemotion(BulkValue& value);
   // The bytes at `place` are in memory: the entry that refers to them gets them.  False: gone.
   bool FinishLoad(uint64_t hash, const SsdPlace& place, ValueRef value, BulkValue::Arrival arrival);
   // The bytes at `place` cannot be read any more: the entry goes.  False: it had gone.
   bool DropLost(uint64_t hash, const SsdPlace& place);
-  // Drops the worst of a few sampled values on the SSD; returns its length, 0 when none was found.
+  // Drops the worst of a few sampled values on the SSD, of the partition that is furthest above its share
+  // if any of that is met; returns its length, 0 when none was found.
   uint64_t EvictOnSsd(int64_t now_ms);
   // Values on the SSD alone.
   uint64_t OnSsdSize() const;
@@ -216,8 +222,36 @@ class Keyspace {
   // Frees some of what was voided; true when there is more.  One thread at a time.
   bool SweepVoids(int64_t now_ms);
 
+  // Of the default partition and of those that say none.  What small values remember of their use
+  // follows it in all partitions.
   void SetPolicy(MaxmemoryPolicy policy);
-  MaxmemoryPolicy policy() const { return policy_.load(std::memory_order_relaxed); }
+  MaxmemoryPolicy policy() const { return partitions_.policy(0); }
+
+  // --- partitions (keyspace_partitions.cc) -------------------------------------------------------
+  // In place of those before.  Values and their counts move over a few at a time, while commands go on;
+  // done when it returns.
+  void SetPartitions(std::vector<PartitionOptions> partitions);
+  const Partitions& partitions() const { return partitions_; }
+  Partitions& partitions() { return partitions_; }
+  // Null: there are none.
+  std::shared_ptr<const PartitionSet> partition_set() const;
+  struct PartitionReport {
+    PartitionOptions options;  // the default partition's: its name, and the shares that are left
+    MaxmemoryPolicy policy;
+    Partitions::Counts counts;
+  };
+  // The default partition first; it alone when there are no others.
+  std::vector<PartitionReport> PartitionReports() const;
+  // A read of the key's value, or in vain.  `entry`: what was found, null: nothing.  With its stripe
+  // locked.
+  void CountRead(const Key& key, const Entry* entry) {
+    if (partitions_.any()) partitions_.CountRead(entry == nullptr ? key.partition() : SlotOf(*entry),
+                                                 entry != nullptr);
+  }
+  // A read of a value that the caller holds.
+  void CountHit(const BulkValue& value) {
+    if (partitions_.any()) partitions_.CountRead(value.partition(), true);
+  }
   void set_lfu_options(const LfuOptions& options);
   LfuOptions lfu_options() const;
   void set_learn_rate(uint64_t keys_s) { bulk_policy_->set_learn_rate(keys_s); }
@@ -230,8 +264,10 @@ class Keyspace {
   // The keys of one command in their order, but for those of inline values; before Touch() and
   // before anything is stored.  Gather them only if somebody wants them.
   bool wants_batches() const { return bulk_policy_->wants_batches(); }
-  bool NoteBatch(std::span<const uint64_t> hashes, BatchKind kind) {
-    return bulk_policy_->NoteBatch(hashes, kind);
+  // `partitions`: as BulkPolicy::NoteBatch wants them (see key_partitions.h).
+  bool NoteBatch(std::span<const uint64_t> hashes, BatchKind kind,
+                 std::span<const uint8_t> partitions = {}) {
+    return bulk_policy_->NoteBatch(hashes, kind, partitions);
   }
   KeyspaceStats stats() const {
     return {expired_.load(std::memory_order_relaxed), evicted_.load(std::memory_order_relaxed),
@@ -271,6 +307,8 @@ class Keyspace {
   // The value an entry refers to goes for good: out of the policy, from the SSD.
   void DropBulk(Stripe& stripe, const Entry& entry, bool evicted) REQUIRES(stripe.mu);
   size_t EvictSampled(int64_t now_ms, bool ignore_soft_pins, bool on_ssd);
+  // Of values whose partition is at least so far above its share.
+  uint64_t EvictOnSsd(int64_t now_ms, const Partitions::Pressures& pressures, double least_pressure);
   // The entry with room for `value_bytes` of another kind, in place where its block fits.
   Entry* Resize(Stripe& stripe, Table::Slot slot, size_t value_bytes, uint8_t flags)
       REQUIRES(stripe.mu);
@@ -293,6 +331,23 @@ class Keyspace {
       REQUIRES(stripe.mu);
 
   bool MemoryOnly(const Stripe& stripe, std::string_view key) const REQUIRES(stripe.mu);
+
+  // With a stripe locked, any of them.
+  uint8_t PartitionOf(std::string_view key) const { return set_ == nullptr ? 0 : set_->Match(key); }
+  // Where the entry counts: what its value carries.  With its stripe locked.
+  uint8_t SlotOf(const Entry& entry) const;
+  // An entry began to refer to a value (1) or ceases to (-1).
+  void CountLinked(const BulkValue& value, int sign);
+  // A version on the SSD began to be an entry's, or is one no more.
+  void CountOnSsd(const SsdPlace& place, int sign);
+  // The same for a version that goes for good.
+  void EraseOnSsd(const SsdPlace& place);
+  // The value of the entry, in memory or on the SSD, is of this partition now.
+  void MoveToPartition(BulkValue* value, uint8_t slot);
+  void MoveToPartition(SsdPlace* place, uint8_t slot);
+  // After a change of partitions or policies: every value where it belongs.
+  void Relink();
+  void RelinkEntry(Entry* entry);  // with its stripe locked
   bool AddVoid(std::string text, bool is_glob);
   bool Voided(const Stripe& stripe, std::string_view key, uint64_t hash) const
       REQUIRES(stripe.mu);
@@ -302,7 +357,11 @@ class Keyspace {
   SsdLog* log_ = nullptr;
   std::function<void(BulkValue*)> stored_;
   std::vector<std::string> memory_only_;  // changed with every stripe locked, so read under any one
-  std::atomic<MaxmemoryPolicy> policy_;
+  Partitions partitions_;
+  Mutex change_mu_;  // one change of partitions or policies at a time
+  mutable Mutex set_mu_;
+  // Null: there are none.  Changed with every stripe and set_mu_ locked, so read under any one.
+  std::shared_ptr<const PartitionSet> set_;
   std::atomic<uint32_t> lfu_log_factor_{10};
   std::atomic<uint32_t> lfu_decay_minutes_{1};
   std::atomic<uint32_t> samples_{5};

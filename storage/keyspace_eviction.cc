@@ -4,10 +4,9 @@
 
 namespace moonpool::storage {
 
-
 bool Keyspace::Evictable(const Stripe& stripe, const Entry& entry, int64_t now_ms,
                          bool ignore_soft_pins) const {
-  const MaxmemoryPolicy policy = this->policy();
+  const MaxmemoryPolicy policy = partitions_.policy(SlotOf(entry));
   if (policy == MaxmemoryPolicy::kNoEviction) return false;
   if (VolatileOnly(policy) && !entry.has(Entry::kHasExpiry)) return false;
   if (!entry.has(Entry::kPinned)) return true;
@@ -24,8 +23,7 @@ size_t Keyspace::EvictSampled(int64_t now_ms, bool ignore_soft_pins, bool on_ssd
   // Higher is worse.
   const auto badness = [&](const Entry& entry) -> uint64_t {
     switch (policy) {
-      case MaxmemoryPolicy::kNoEviction:
-        return 0;
+      case MaxmemoryPolicy::kNoEviction:  // another partition's policy lets this one go
       case MaxmemoryPolicy::kAllKeysLru:
       case MaxmemoryPolicy::kVolatileLru:
         return LruIdleSeconds(entry.access, now_ms);
@@ -38,7 +36,9 @@ size_t Keyspace::EvictSampled(int64_t now_ms, bool ignore_soft_pins, bool on_ssd
       case MaxmemoryPolicy::kVolatileRandom:
         return FastRandom();
       case MaxmemoryPolicy::kVolatileTtl:
-        return UINT64_MAX - static_cast<uint64_t>(entry.expiry_ms());
+        // One of a partition that evicts all keys may have none.
+        return entry.has(Entry::kHasExpiry) ? UINT64_MAX - static_cast<uint64_t>(entry.expiry_ms())
+                                            : 0;
     }
     __builtin_unreachable();
   };
@@ -70,7 +70,7 @@ size_t Keyspace::EvictSampled(int64_t now_ms, bool ignore_soft_pins, bool on_ssd
   };
   const auto candidates = [&](Stripe& stripe) {
     stripe.mu.AssertHeld();
-    if (VolatileOnly(policy) && stripe.expiring == 0) return false;
+    if (!partitions_.any() && VolatileOnly(policy) && stripe.expiring == 0) return false;
     return on_ssd ? stripe.ssd_entries > 0
                   : stripe.table.size() > stripe.bulk_entries + stripe.ssd_entries;
   };
@@ -125,27 +125,14 @@ bool Keyspace::MoveBulk(const BulkValue& value, ValueRef moved) {
   Entry* entry = slot.entry();
   moved->set_owner_hash(hash);
   moved->set_place(value.place());
+  moved->set_partition(value.partition());
+  moved->set_arrival(value.arrival());
   bulk_policy_->Replace(entry->bulk(), moved.get());
   LetGo(entry->bulk());
-  budget_->AddLinked(static_cast<int64_t>(moved->policy_bytes));
+  CountLinked(*moved, 1);
   entry->set_bulk(moved.Release());
   LinkBulk(*entry);  // one on its way to the SSD was not; this copy is not on its way
   return true;
 }
 
-void Keyspace::SetPolicy(MaxmemoryPolicy policy) {
-  policy_.store(policy, std::memory_order_relaxed);
-  bulk_policy_->Change(policy);
-  for (size_t i = 0; i < kStripes; ++i) {
-    Stripe& stripe = stripes_[i];
-    SpinLock lock(stripe.mu);
-    if (stripe.bulk_entries == 0) continue;
-    uint64_t cursor = 0;
-    do {
-      cursor = stripe.table.Scan(cursor, [this](Entry* entry) {
-        if (entry->has(Entry::kBulk)) LinkBulk(*entry);
-      });
-    } while (cursor != 0);
-  }
-}
 }  // namespace moonpool::storage

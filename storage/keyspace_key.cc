@@ -75,14 +75,16 @@ void Keyspace::Remove(Stripe& stripe, uint64_t hash, Table::Slot slot, bool evic
 }
 
 void Keyspace::DropBulk(Stripe& stripe, const Entry& entry, bool evicted) {
+  if (evicted && !entry.is_inline()) partitions_.CountDrop(SlotOf(entry));
   if (entry.has(Entry::kOnSsd)) {
     --stripe.ssd_entries;
-    if (const SsdPlace place = entry.place()) log_->Erase(place);
+    if (const SsdPlace place = entry.place()) EraseOnSsd(place);
   }
   if (!entry.has(Entry::kBulk)) return;
   --stripe.bulk_entries;
   BulkValue* value = entry.bulk();
-  if (const SsdPlace place = value->place()) log_->Erase(place);
+  if (evicted) partitions_.CountEviction(value->partition());
+  if (const SsdPlace place = value->place()) EraseOnSsd(place);
   value->set_place({});
   bulk_policy_->Unlink(value, evicted);
   LetGo(value);
@@ -90,13 +92,13 @@ void Keyspace::DropBulk(Stripe& stripe, const Entry& entry, bool evicted) {
 
 // An entry's reference goes; others may keep the value alive for a while.
 void Keyspace::LetGo(BulkValue* value) {
-  budget_->AddLinked(-static_cast<int64_t>(value->policy_bytes));
+  CountLinked(*value, -1);
   ValueRef::Adopt(value).Reset();
 }
 
 void Keyspace::LinkBulk(const Entry& entry, bool cold) {
   const bool expires = entry.has(Entry::kHasExpiry);
-  if (VolatileOnly(policy()) && !expires) return;
+  if (VolatileOnly(partitions_.policy(SlotOf(entry))) && !expires) return;
   bulk_policy_->Link(entry.bulk(), expires ? entry.expiry_ms() : 0, GroupOf(entry.key()), cold);
 }
 
@@ -210,7 +212,9 @@ Entry* Keyspace::Key::SetBulk(ValueRef value, bool keep_expiry) {
   Entry* entry = Put(sizeof(BulkValue*), Entry::kBulk, keep_expiry);
   stripe_->mu.AssertHeld();
   value->set_owner_hash(hash_);
-  keyspace_->budget_->AddLinked(static_cast<int64_t>(value->policy_bytes));
+  const uint8_t slot = partition();
+  if (value->partition() != slot) keyspace_->bulk_policy_->Assign(value.get(), slot);
+  keyspace_->CountLinked(*value, 1);
   entry->set_bulk(value.Release());
   keyspace_->LinkBulk(*entry);
   if (entry->has(Entry::kPinned)) keyspace_->ResizePin(*stripe_, *entry);
@@ -261,7 +265,8 @@ Entry* Keyspace::Key::SetExpiry(int64_t at_ms) {
   entry = SetFlags(entry, static_cast<uint8_t>(entry->flags | Entry::kHasExpiry));
   entry->set_expiry_ms(at_ms);
   LogExpiry(*entry);
-  if (entry->has(Entry::kBulk) && VolatileOnly(keyspace_->policy())) {
+  if (entry->has(Entry::kBulk) &&
+      VolatileOnly(keyspace_->partitions_.policy(entry->bulk()->partition()))) {
     keyspace_->bulk_policy_->Unlink(entry->bulk(), false);
     keyspace_->LinkBulk(*entry);
   }
@@ -275,7 +280,8 @@ Entry* Keyspace::Key::ClearExpiry() {
   --stripe_->expiring;
   entry = SetFlags(entry, static_cast<uint8_t>(entry->flags & ~Entry::kHasExpiry));
   LogExpiry(*entry);
-  if (entry->has(Entry::kBulk) && VolatileOnly(keyspace_->policy())) {
+  if (entry->has(Entry::kBulk) &&
+      VolatileOnly(keyspace_->partitions_.policy(entry->bulk()->partition()))) {
     keyspace_->bulk_policy_->Unlink(entry->bulk(), false);
   }
   return entry;

@@ -14,6 +14,7 @@ void Keyspace::SetMemoryOnly(std::vector<std::string> globs) {
 }
 
 bool Keyspace::MemoryOnly(const Stripe&, std::string_view key) const {
+  if (partitions_.memory_only(PartitionOf(key))) return true;
   return std::any_of(memory_only_.begin(), memory_only_.end(),
                      [key](const std::string& glob) { return protocol::GlobMatch(glob, key); });
 }
@@ -27,6 +28,7 @@ Table::Slot Keyspace::FindPlace(Stripe& stripe, uint64_t hash, const SsdPlace& p
 // The entry of a bulk value goes on with the SSD alone.
 void Keyspace::KeepOnSsd(Stripe& stripe, Table::Slot slot, const SsdPlace& place) {
   BulkValue* value = slot.entry()->bulk();
+  partitions_.CountEviction(value->partition());
   --stripe.bulk_entries;
   bulk_policy_->Unlink(value, true);
   LetGo(value);
@@ -35,13 +37,14 @@ void Keyspace::KeepOnSsd(Stripe& stripe, Table::Slot slot, const SsdPlace& place
   ++stripe.ssd_entries;
 }
 
-void Keyspace::Restore(std::string_view key, int64_t expiry_ms, const SsdPlace& place) {
+SsdPlace Keyspace::Restore(std::string_view key, int64_t expiry_ms, SsdPlace place) {
   const uint64_t hash = HashKey(key);
   Stripe& stripe = StripeOf(hash);
   SpinLock lock(stripe.mu);
   const auto flags =
       static_cast<uint8_t>(Entry::kOnSsd | (expiry_ms != 0 ? Entry::kHasExpiry : 0));
   Entry* entry = Entry::Create(key, hash, sizeof(SsdPlace), flags);
+  place.partition = PartitionOf(key);
   entry->set_place(place);
   if (expiry_ms != 0) {
     entry->set_expiry_ms(expiry_ms);
@@ -53,9 +56,11 @@ void Keyspace::Restore(std::string_view key, int64_t expiry_ms, const SsdPlace& 
   Account(stripe, static_cast<int64_t>(stripe.table.bytes() - table_bytes) +
                       static_cast<int64_t>(entry->block_bytes()));
   log_->AddRecovered(place);
+  CountOnSsd(place, 1);
+  return place;
 }
 
-bool Keyspace::FinishDemotion(BulkValue& value, const SsdPlace& place, int64_t now_ms, bool keep) {
+bool Keyspace::FinishDemotion(BulkValue& value, SsdPlace place, int64_t now_ms, bool keep) {
   const uint64_t hash = value.owner_hash();
   Stripe& stripe = StripeOf(hash);
   SpinLock lock(stripe.mu);
@@ -72,7 +77,10 @@ bool Keyspace::FinishDemotion(BulkValue& value, const SsdPlace& place, int64_t n
     keep ? LinkBulk(entry) : KeepOnSsd(stripe, slot, earlier);
     return false;
   }
+  place.partition = value.partition();
   log_->Add(place, entry.key(), entry.has(Entry::kHasExpiry) ? entry.expiry_ms() : 0);
+  CountOnSsd(place, 1);
+  partitions_.CountDemotion(place.slot());
   if (keep) {
     value.set_place(place);
     LinkBulk(entry);
@@ -88,12 +96,13 @@ void Keyspace::AbandonDemotion(BulkValue& value) {
   if (const Table::Slot slot = FindOwner(stripe, value)) LinkBulk(*slot.entry());
 }
 
-bool Keyspace::FinishLoad(uint64_t hash, const SsdPlace& place, ValueRef value,
+bool Keyspace::FinishLoad(uint64_t hash, const SsdPlace& loaded, ValueRef value,
                           BulkValue::Arrival arrival) {
   Stripe& stripe = StripeOf(hash);
   SpinLock lock(stripe.mu);
-  const Table::Slot slot = FindPlace(stripe, hash, place);
+  const Table::Slot slot = FindPlace(stripe, hash, loaded);
   if (!slot) return false;
+  const SsdPlace place = slot.entry()->place();  // its partition may be another by now
   const auto flags = static_cast<uint8_t>((slot.entry()->flags & ~Entry::kOnSsd) | Entry::kBulk);
   Entry* entry = Resize(stripe, slot, sizeof(BulkValue*), flags);
   --stripe.ssd_entries;
@@ -101,7 +110,8 @@ bool Keyspace::FinishLoad(uint64_t hash, const SsdPlace& place, ValueRef value,
   value->set_owner_hash(hash);
   value->set_place(place);
   value->set_arrival(arrival);
-  budget_->AddLinked(static_cast<int64_t>(value->policy_bytes));
+  value->set_partition(place.slot());
+  CountLinked(*value, 1);
   entry->set_bulk(value.Release());
   LinkBulk(*entry, arrival != BulkValue::Arrival::kNone);
   return true;
@@ -116,11 +126,23 @@ bool Keyspace::DropLost(uint64_t hash, const SsdPlace& place) {
 }
 
 uint64_t Keyspace::EvictOnSsd(int64_t now_ms) {
+  if (!partitions_.any()) return EvictOnSsd(now_ms, Partitions::Pressures{}, 0);
+  Partitions::Pressures pressures;
+  partitions_.SsdPressures(&pressures);
+  const double highest = *std::max_element(pressures.begin(), pressures.end());
+  if (const uint64_t length = EvictOnSsd(now_ms, pressures, highest)) return length;
+  // Nothing of those that are furthest above their share was met: it is rare, pinned, or in memory.
+  return EvictOnSsd(now_ms, pressures, 0);
+}
+
+uint64_t Keyspace::EvictOnSsd(int64_t now_ms, const Partitions::Pressures& pressures,
+                              double least_pressure) {
   const MaxmemoryPolicy policy = this->policy();
   const LfuOptions lfu = lfu_options();
   const bool by_use = policy != MaxmemoryPolicy::kAllKeysLru &&
                       policy != MaxmemoryPolicy::kVolatileLru;
-  constexpr int kTries = 64;
+  // A stripe that has none of those looked for is left soon: another may.
+  const int most_tries = least_pressure > 0 ? 4 : 64;
   const uint32_t wanted = samples_.load(std::memory_order_relaxed);
   const uint64_t start = FastRandom();
   for (size_t i = 0; i < kStripes; ++i) {
@@ -128,15 +150,18 @@ uint64_t Keyspace::EvictOnSsd(int64_t now_ms) {
     SpinLock lock(stripe.mu);
     if (stripe.ssd_entries == 0) continue;
     Entry* worst = nullptr;
-    uint64_t worst_badness = 0;
+    std::pair<double, uint64_t> worst_badness;
     uint32_t seen = 0;
-    for (int tries = 0; tries < kTries && seen < wanted; ++tries) {
+    for (int tries = 0; tries < most_tries && seen < wanted; ++tries) {
       stripe.table.Sample(FastRandom(), [&](Entry* entry) {
         stripe.mu.AssertHeld();
         if (!entry->has(Entry::kOnSsd) || entry->has(Entry::kPinned)) return;
+        const double pressure = pressures[entry->place().slot()];
+        if (pressure < least_pressure) return;
         ++seen;
-        const uint64_t badness =
+        const uint64_t idle =
             by_use ? 255 - LfuUses(entry->access, now_ms, lfu) : LruIdleSeconds(entry->access, now_ms);
+        const std::pair badness(pressure, idle);
         if (worst == nullptr || badness > worst_badness) {
           worst = entry;
           worst_badness = badness;
@@ -243,7 +268,9 @@ SsdPlace Keyspace::Key::TakePlace() {
 Entry* Keyspace::Key::SetOnSsd(const SsdPlace& place, int64_t expiry_ms) {
   stripe_->mu.AssertHeld();
   Entry* entry = Put(sizeof(SsdPlace), Entry::kOnSsd, false);
-  entry->set_place(place);
+  SsdPlace here = place;
+  keyspace_->MoveToPartition(&here, partition());
+  entry->set_place(here);
   if (entry->has(Entry::kPinned)) keyspace_->ResizePin(*stripe_, *entry);
   if (expiry_ms != 0) return SetExpiry(expiry_ms);  // which is logged with the key
   keyspace_->log_->Update(place, name_, 0);

@@ -16,7 +16,7 @@ namespace moonpool::storage {
 namespace {
 
 constexpr std::string_view kMagic = "moonpool-ssd ";
-constexpr unsigned kVersion = 1;
+constexpr unsigned kVersion = 2;
 
 tl::unexpected<Error> FailHere(const std::string& what) {
   const bool full = errno == ENOSPC || errno == EDQUOT;
@@ -58,7 +58,20 @@ Status WriteFormat(const std::string& directory) {
   return {};
 }
 
-Status CheckFormat(const std::string& path, std::string_view text) {
+// Nothing but the file itself changes: the lock is on it, and another name of it is the mark of trust.
+// One byte of it differs, which is on disk or is not.
+Status UpgradeFormat(const std::string& path) {
+  const std::string text = std::string(kMagic) + std::to_string(kVersion) + "\n";
+  const UniqueFd fd(open(path.c_str(), O_WRONLY | O_CLOEXEC));
+  if (!fd || pwrite(fd.get(), text.data(), text.size(), 0) != static_cast<ssize_t>(text.size()) ||
+      fsync(fd.get()) != 0) {
+    return FailHere(path);
+  }
+  return {};
+}
+
+// The version that the file says, if this release can read it.
+Result<unsigned> CheckFormat(const std::string& path, std::string_view text) {
   unsigned version = 0;
   if (text.starts_with(kMagic)) {
     const std::string_view number = text.substr(kMagic.size());
@@ -74,7 +87,7 @@ Status CheckFormat(const std::string& path, std::string_view text) {
                     std::to_string(kVersion) +
                     ": run the newer release, name another directory, or delete this one");
   }
-  return {};
+  return version;
 }
 
 }  // namespace
@@ -99,8 +112,10 @@ Result<UniqueFd> LockSsdDirectory(const std::string& directory) {
   char text[64];
   const ssize_t length = read(fd.get(), text, sizeof(text));
   if (length < 0) return FailHere(path);
-  if (Status known = CheckFormat(path, {text, static_cast<size_t>(length)}); !known) {
-    return tl::unexpected(known.error());
+  const auto version = CheckFormat(path, {text, static_cast<size_t>(length)});
+  if (!version) return tl::unexpected(version.error());
+  if (*version < kVersion) {
+    if (Status upgraded = UpgradeFormat(path); !upgraded) return tl::unexpected(upgraded.error());
   }
   return fd;
 }

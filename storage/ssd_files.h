@@ -9,7 +9,8 @@
 
 namespace moonpool::storage {
 
-// Makes the directory and its format file if there is none, and checks what is there.  The file
+// Makes the directory and its format file if there is none, and checks what is there; what an older
+// release wrote is of this release's version from then on.  The file
 // stays locked for as long as the descriptor lives.  Errors: kInvalidArgument (a newer format,
 // contents that are not ours, in use), kNoSpace, kSystem.
 Result<UniqueFd> LockSsdDirectory(const std::string& directory);

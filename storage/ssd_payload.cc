@@ -19,16 +19,8 @@ namespace {
 
 constexpr uint32_t kCompleteChunk = ~uint32_t{0};
 
-rocksdb::CompressionType BlobCompression(SsdOptions::Compression compression) {
-  switch (compression) {
-    case SsdOptions::Compression::kNone:
-      return rocksdb::kNoCompression;
-    case SsdOptions::Compression::kLz4:
-      return rocksdb::kLZ4Compression;
-    case SsdOptions::Compression::kZstd:
-      return rocksdb::kZSTD;
-  }
-  __builtin_unreachable();
+uint32_t ChecksumOf(const ChunkKey& key, std::string_view bytes) {
+  return protocol::Crc32c(protocol::Crc32c(0, key.data(), key.size()), bytes.data(), bytes.size());
 }
 
 void PutComplete(rocksdb::WriteBatch& batch, uint64_t id, uint64_t length) {
@@ -60,7 +52,9 @@ rocksdb::Options SsdPayload::DatabaseOptions(const SsdOptions& options, const Ss
   // Only the marks that a version is complete, and the last bytes of some, are in the tables.
   result.min_blob_size = 64;
   result.blob_file_size = std::max<uint64_t>(256 << 20, options.write_buffer_bytes * 2);
-  result.blob_compression_type = BlobCompression(options.compression);
+  // Chunks are compressed before they get here, each as its partition wants it; a blob that RocksDB
+  // compressed (format 1) says so itself.
+  result.blob_compression_type = rocksdb::kNoCompression;
   // RocksDB's own collection rewrites what is alive in the oldest files whenever a compaction
   // meets it.  Our tables are so small that compactions meet most of the store: Compact() chooses
   // what to rewrite instead.
@@ -117,16 +111,21 @@ void SsdPayload::Begin(uint64_t id) {
   begun_ = std::max(begun_, id + 1);
 }
 
-Status SsdPayload::Write(uint64_t id, std::string_view bytes) {
+Status SsdPayload::Write(uint64_t id, std::string_view bytes, SsdCompression compression) {
   const uint32_t chunks = SsdChunks(bytes.size(), chunk_bytes_);
   rocksdb::WriteBatch batch(std::min<uint64_t>(bytes.size(), chunk_bytes_) + 128);
+  std::string compressed;
   for (uint32_t chunk = 0; chunk < chunks; ++chunk) {
     const std::string_view part = bytes.substr(uint64_t{chunk} * chunk_bytes_, chunk_bytes_);
     const ChunkKey key(id, chunk);
-    const uint32_t crc =
-        protocol::Crc32c(protocol::Crc32c(0, key.data(), key.size()), part.data(), part.size());
+    std::string_view stored = part;
+    if (SsdCompress(compression, part, &compressed)) {
+      compressed += static_cast<char>(compression);
+      stored = compressed;
+    }
+    const uint32_t crc = ChecksumOf(key, stored);
     const rocksdb::Slice key_slice = key;
-    const rocksdb::Slice value[] = {{part.data(), part.size()},
+    const rocksdb::Slice value[] = {{stored.data(), stored.size()},
                                     {reinterpret_cast<const char*>(&crc), sizeof(crc)}};
     batch.Clear();
     batch.Put(rocksdb::SliceParts(&key_slice, 1), rocksdb::SliceParts(value, 2));
@@ -153,16 +152,23 @@ Status SsdPayload::Read(uint64_t id, uint64_t length, uint32_t chunk_bytes, uint
   const auto status = db_->Get(options, db_->DefaultColumnFamily(), key, &value);
   if (!status.ok()) return FailRocks("reading from the SSD", status);
   uint32_t crc = 0;
-  if (value.size() != expected + sizeof(crc)) {
+  // What does not have its own length is compressed, and shorter.
+  const bool raw = value.size() == expected + sizeof(crc);
+  if (!raw && (value.size() <= 1 + sizeof(crc) || value.size() > expected)) {
     return Fail(ErrorCode::kCorrupt, "a chunk on the SSD has " + std::to_string(value.size()) +
                                          " bytes instead of " +
                                          std::to_string(expected + sizeof(crc)));
   }
-  std::memcpy(&crc, value.data() + expected, sizeof(crc));
-  std::memcpy(to, value.data(), expected);
+  const std::string_view stored(value.data(), value.size() - sizeof(crc));
+  std::memcpy(&crc, stored.data() + stored.size(), sizeof(crc));
+  if (raw) std::memcpy(to, stored.data(), expected);
   // What was copied is what is checked.
-  if (crc != protocol::Crc32c(protocol::Crc32c(0, key.data(), key.size()), to, expected)) {
+  if (crc != ChecksumOf(key, raw ? std::string_view(to, expected) : stored)) {
     return Fail(ErrorCode::kCorrupt, "a chunk on the SSD does not have its checksum");
+  }
+  if (!raw && !SsdDecompress(static_cast<SsdCompression>(stored.back()),
+                             stored.substr(0, stored.size() - 1), to, expected)) {
+    return Fail(ErrorCode::kCorrupt, "a chunk on the SSD cannot be decompressed");
   }
   return {};
 }

@@ -1,6 +1,7 @@
 // The payload database of an SsdStore: chunks of values, keyed by version and number.
 //
 //   id (8 bytes, big-endian) + chunk (4 bytes, big-endian) -> bytes + crc32c(key, bytes) (4 bytes)
+//     or, when that is shorter: compressed + codec (1 byte) + crc32c(key, compressed, codec) (4 bytes)
 //   id + 0xffffffff -> length (8 bytes): written last, so that it is there when all of it is
 //
 // Puts of chunks only ever go to ids that grow, so the tables that flushes make do not overlap but
@@ -41,7 +42,7 @@ class SsdPayload {
 
   // Before Write().
   void Begin(uint64_t id);
-  Status Write(uint64_t id, std::string_view bytes);
+  Status Write(uint64_t id, std::string_view bytes, SsdCompression compression);
   Status Read(uint64_t id, uint64_t length, uint32_t chunk_bytes, uint32_t chunk, char* to);
   // Everything written before is durable when it returns.
   Status Flush();

@@ -196,11 +196,11 @@ void SsdStore::RaiseFloor() {
 
 // --- payload -------------------------------------------------------------------------------------
 
-Status SsdStore::WritePayload(uint64_t id, std::string_view bytes) {
+Status SsdStore::WritePayload(uint64_t id, std::string_view bytes, SsdCompression compression) {
   MOONPOOL_CHECK(!bytes.empty());
   payload_->Begin(id);
   Status written = LowerFloor(id);
-  if (written) written = payload_->Write(id, bytes);
+  if (written) written = payload_->Write(id, bytes, compression);
   live_bytes_.fetch_add(static_cast<int64_t>(bytes.size()), std::memory_order_relaxed);
   if (!written) {
     payload_->GiveUp(id);

@@ -1,6 +1,7 @@
 // What the SSD tier keeps on disk: two RocksDB databases under one directory.
 //
-//   DIR/format     "moonpool-ssd 1": the version of this layout
+//   DIR/format     "moonpool-ssd 2": the version of this layout.  Version 1, whose chunks RocksDB
+//                  compressed if anybody, is read as well, and is version 2 from then on
 //   DIR/trusted    not there while changes cannot be written: a restart then starts empty
 //   DIR/payload/   the bytes of values in chunks, in blob files; puts are written without a log
 //   DIR/index/     which value versions are alive; every change is logged before it is acknowledged
@@ -35,6 +36,7 @@
 #include "protocol/mutex.h"
 #include "protocol/status.h"
 #include "protocol/unique_fd.h"
+#include "storage/ssd_compression.h"
 
 namespace rocksdb {
 class Env;
@@ -52,7 +54,8 @@ struct SsdOptions {
   uint64_t write_buffer_bytes = 14 << 20;  // one memtable of the payload: one blob file.  Up to
                                            // three are in memory; large stores want larger ones
                                            // (fewer files)
-  enum class Compression { kNone, kLz4, kZstd } compression = Compression::kNone;
+  using Compression = SsdCompression;
+  Compression compression = Compression::kNone;  // of versions that do not say otherwise
   bool direct_io = true;            // falls back to buffered, with a note, where the fs refuses
   bool log_payload = false;         // payload survives a crash before it is flushed
   bool sync = false;                // fsync the index's log: machine crashes keep the store
@@ -143,7 +146,10 @@ class SsdStore {
   // The chunks of a version; when it returns they can be read, though they may not be durable.
   // Uses O(chunk) of memory of its own besides the write buffers, and waits while those are full.
   // After an error the payload counts as dropped, and the id must not be used again.
-  Status WritePayload(uint64_t id, std::string_view bytes);
+  Status WritePayload(uint64_t id, std::string_view bytes) {
+    return WritePayload(id, bytes, options_.compression);
+  }
+  Status WritePayload(uint64_t id, std::string_view bytes, SsdCompression compression);
   // One chunk of a version into `to` (its length: min(chunk_bytes, length - chunk * chunk_bytes)),
   // verified; the key is not used.  After an error `to` holds anything.
   Status ReadChunk(const SsdRecord& version, uint32_t chunk, char* to);

@@ -90,7 +90,7 @@ SsdTier::~SsdTier() {
   up_changed_.NotifyAll();
   stopped_.NotifyAll();
   // A database that cannot recover must not keep the server from stopping.
-  if (!store_->Health()) store_->GiveUpResuming();
+  if (store_ != nullptr && !store_->Health()) store_->GiveUpResuming();
   for (std::thread& thread : threads_) thread.join();
   for (auto& [id, job] : jobs_) {
     for (OnLoaded& call : job->calls) call({ValueRef(), LoadError::kDisk});
@@ -136,9 +136,11 @@ SsdTier::Taken SsdTier::Demote(ValueRef value, bool keep) {
   }
   if (Full(value->length()) || !value->BeginDemotion()) return Taken::kFull;
   queued_bytes_.fetch_add(bytes, std::memory_order_relaxed);
+  const uint8_t partition = value->partition();
+  if (!keep) keyspace_.partitions().AddLeaving(partition, static_cast<int64_t>(bytes));
   {
     MutexLock lock(mu_);
-    down_.push_back({std::move(value), keep});
+    down_.push_back({std::move(value), keep, partition});
   }
   down_changed_.NotifyOne();
   return Taken::kYes;
@@ -176,7 +178,10 @@ void SsdTier::WriteOne(Down& down) {
   const auto start = std::chrono::steady_clock::now();
   const SsdPlace place =
       SsdPlace::At(store_->NextId(), value.length(), options_.store.chunk_bytes);
-  const Status written = store_->WritePayload(place.id, {value.data(), value.length()});
+  const auto compression = keyspace_.partitions().compression(value.partition());
+  const Status written =
+      store_->WritePayload(place.id, {value.data(), value.length()},
+                           compression.value_or(options_.store.compression));
   bool freed = false;
   if (!written) {
     counters_.write_errors.fetch_add(1, std::memory_order_relaxed);
@@ -197,6 +202,7 @@ void SsdTier::WriteOne(Down& down) {
   }
   value.EndDemotion();
   down.value.Reset();
+  if (!down.keep) keyspace_.partitions().AddLeaving(down.leaves, -static_cast<int64_t>(bytes));
   queued_bytes_.fetch_sub(bytes, std::memory_order_relaxed);
   if (freed) freed_(bytes);
 }
@@ -297,7 +303,11 @@ void SsdTier::Finish(Job& job) {
     MutexLock lock(mu_);
     why = job.why;
   }
-  const bool hot = why == Why::kWarmUp || (why == Why::kWanted && Seen(job.hash));
+  const Admission admission = keyspace_.partitions().admission(job.place.slot());
+  const bool seen = why == Why::kWanted && Seen(job.hash);
+  const bool hot = admission != Admission::kNever &&
+                   (why == Why::kWarmUp || seen ||
+                    (why == Why::kWanted && admission == Admission::kAlways));
   if (loaded.error == LoadError::kNone) {
     load_us_.Add(MicrosecondsSince(job.start));
     counters_.loaded_bytes.fetch_add(job.place.length, std::memory_order_relaxed);

@@ -7,6 +7,7 @@
 // A value that came up keeps its place on the SSD, so that it can go down again for nothing.  One
 // that was not asked for twice lately comes up cold: it is the next to go, so that a scan over the
 // SSD passes through memory without flushing it.
+// What a value's partition says goes before that (Admission), and so does how it is compressed.
 //
 // A disk that fails is left alone for a while, longer each time; meanwhile the cache works from
 // memory, victims are dropped and values on the SSD are misses.
@@ -136,6 +137,7 @@ class SsdTier {
   struct Down {
     ValueRef value;
     bool keep;
+    uint8_t leaves;  // the partition whose memory it was to free when it was queued
   };
   struct Job;
   struct Task {

@@ -37,8 +37,7 @@ Status SsdTier::Recover(int64_t now_ms) {
       now_ms,
       [&](const SsdRecord& record) {
         const SsdPlace place = SsdPlace::At(record.id, record.length, record.chunk_bytes);
-        keyspace_.Restore(record.key, record.expiry_ms, place);
-        note_hot(record, place);
+        note_hot(record, keyspace_.Restore(record.key, record.expiry_ms, place));
       },
       [&](std::string_view key, int64_t expiry_ms, std::string_view value) {
         KeyLock lock(keyspace_, key, HashKey(key), now_ms);

@@ -35,6 +35,7 @@ constexpr uint64_t kEvictionFloor = 64ull << 20;
 constexpr uint64_t kFinishFactor = 4;
 constexpr size_t kMostFinished = 4096;
 constexpr int64_t kFinishPauseMs = 100;
+constexpr int64_t kInlinePauseMs = 100;
 
 uint64_t RoundToHugePages(uint64_t bytes) {
   return std::max<uint64_t>(bytes / kHugePageBytes, 1) * kHugePageBytes;
@@ -68,6 +69,7 @@ Result<std::unique_ptr<Tenant>> Tenant::Create(const TenantOptions& options) {
   tenant->pool_ = std::move(*created);
   tenant->keyspace_ =
       std::make_unique<Keyspace>(&tenant->budget_, &tenant->bulk_policy_, options.policy);
+  tenant->keyspace_->SetPartitions(options.partitions);
   return tenant;
 }
 
@@ -85,11 +87,11 @@ Status Tenant::OpenSsd(const SsdTierOptions& options, int64_t now_ms) {
   return {};
 }
 
-void Tenant::ReadAhead(uint64_t hash) {
+void Tenant::ReadAhead(uint64_t hash, uint8_t partition) {
   uint64_t next[ReadAheadWindow::kMost];
   const size_t window = bulk_policy_.read_ahead().size();
   if (ssd_ == nullptr || window == 0) return;
-  const size_t found = bulk_policy_.Successors(hash, std::span(next).first(window));
+  const size_t found = bulk_policy_.Successors(hash, std::span(next).first(window), partition);
   for (size_t i = 0; i < found; ++i) {
     if (const SsdPlace place = keyspace_->PlaceOf(next[i])) {
       ssd_->Load(next[i], place, SsdTier::Why::kAhead, nullptr);
@@ -131,7 +133,7 @@ Result<WriteHandle> Tenant::ReserveWith(SessionId session, uint64_t length, int6
   // Whether memory is, or can be made to be, on its way.
   const auto retire = [&] {
     using Sparing = ExtentPool::Sparing;
-    const bool keep_all = keyspace_->policy() == MaxmemoryPolicy::kNoEviction;
+    const bool keep_all = !keyspace_->partitions().evicts();
     return pool_->RetireOne(keep_all ? Sparing::kAll : Sparing::kShared);
   };
   // As much is free as eviction ever frees ahead, but not where it helps, as in arenas that lie
@@ -170,7 +172,7 @@ bool Tenant::Roomy(uint64_t bytes) const {
 }
 
 bool Tenant::FinishDraining(int64_t now_ms) {
-  if (keyspace_->policy() == MaxmemoryPolicy::kNoEviction ||
+  if (!keyspace_->partitions().evicts() ||
       now_ms < finish_draining_after_ms_.load(std::memory_order_relaxed)) {
     return false;
   }
@@ -189,8 +191,20 @@ bool Tenant::EvictToLimit(int64_t now_ms) {
   return true;
 }
 
+uint64_t Tenant::EvictOneInline(int64_t now_ms) {
+  if (now_ms < evict_inline_after_ms_.load(std::memory_order_relaxed)) return 0;
+  uint64_t bytes = keyspace_->EvictInline(now_ms, false);
+  if (bytes == 0) bytes = keyspace_->EvictInline(now_ms, true);
+  // Where partitions have policies of their own, small values that may go can be rare among those that
+  // may not, and looking for them in vain takes long.
+  if (bytes == 0 && keyspace_->partitions().any()) {
+    evict_inline_after_ms_.store(now_ms + kInlinePauseMs, std::memory_order_relaxed);
+  }
+  return bytes;
+}
+
 uint64_t Tenant::EvictOne(int64_t now_ms) {
-  if (keyspace_->policy() == MaxmemoryPolicy::kNoEviction) return 0;
+  if (!keyspace_->partitions().evicts()) return 0;
   // Each kind of value gives bytes in proportion to what it takes, so that both age alike.
   const uint64_t extent = budget_.extent_bytes();
   const uint64_t heap = budget_.inline_bytes();
@@ -203,8 +217,7 @@ uint64_t Tenant::EvictOne(int64_t now_ms) {
     return bytes;
   };
   const auto evict_inline = [&]() -> uint64_t {
-    uint64_t bytes = keyspace_->EvictInline(now_ms, false);
-    if (bytes == 0) bytes = keyspace_->EvictInline(now_ms, true);
+    const uint64_t bytes = EvictOneInline(now_ms);
     bulk_gave_.fetch_sub(static_cast<int64_t>(static_cast<double>(bytes) * bulk_share),
                          std::memory_order_relaxed);
     return bytes;
@@ -228,9 +241,15 @@ uint64_t Tenant::EvictOne(int64_t now_ms) {
 }
 
 uint64_t Tenant::EvictOneBulk(int64_t now_ms) {
-  if (keyspace_->policy() == MaxmemoryPolicy::kNoEviction) return 0;
+  const Partitions& partitions = keyspace_->partitions();
+  Partitions::Order order;
+  const size_t count = partitions.VictimOrder(&order);
+  // What is pinned or read goes last, whichever partition the others are of.
   for (const Mercy mercy : {Mercy::kHeldAndPinned, Mercy::kPinned, Mercy::kNone}) {
-    if (const uint64_t bytes = EvictOneBulk(now_ms, mercy)) return bytes;
+    for (const uint8_t partition : std::span(order).first(count)) {
+      if (partitions.policy(partition) == MaxmemoryPolicy::kNoEviction) continue;
+      if (const auto bytes = EvictOneBulk(partition, now_ms, mercy)) return *bytes;
+    }
   }
   return 0;
 }
@@ -260,11 +279,11 @@ Tenant::Outcome Tenant::Evict(const ValueRef& value, int64_t now_ms, bool ignore
   return evicted == Eviction::kFreed ? Outcome::kFreed : Outcome::kKept;
 }
 
-uint64_t Tenant::EvictOneBulk(int64_t now_ms, Mercy mercy) {
+std::optional<uint64_t> Tenant::EvictOneBulk(uint8_t partition, int64_t now_ms, Mercy mercy) {
   const BulkValue* first_spared = nullptr;
   for (int i = 0; i < kVictimsPerRound; ++i) {
-    ValueRef victim = bulk_policy_.Victim();
-    if (!victim || victim.get() == first_spared) return 0;  // none, or once round
+    ValueRef victim = bulk_policy_.Victim(partition);
+    if (!victim || victim.get() == first_spared) return std::nullopt;  // none, or once round
     const uint64_t bytes = ExtentAllocator::RoundUp(victim->length());
     const bool held = victim->references() > 2;
     if (!held || mercy != Mercy::kHeldAndPinned) {
@@ -275,7 +294,7 @@ uint64_t Tenant::EvictOneBulk(int64_t now_ms, Mercy mercy) {
     if (first_spared == nullptr) first_spared = victim.get();
     bulk_policy_.Spare(victim);
   }
-  return 0;
+  return std::nullopt;
 }
 
 void Tenant::SetWatermarks(double high, double evict_ratio) {
@@ -343,7 +362,7 @@ bool Tenant::MaintainOnce(int64_t now_ms) {
   // Heap and regions together are over the limit: turn a region's memory to other use.
   if (budget_.region_bytes() + budget_.inline_bytes() > budget_.limit()) {
     using Sparing = ExtentPool::Sparing;
-    const bool keep_all = keyspace_->policy() == MaxmemoryPolicy::kNoEviction;
+    const bool keep_all = !keyspace_->partitions().evicts();
     pool_->RetireOne(keep_all ? Sparing::kAll : Sparing::kNone);
   }
   more |= DrainSome(now_ms);

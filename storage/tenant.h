@@ -8,7 +8,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "protocol/status.h"
 #include "storage/bulk_policy.h"
@@ -24,6 +26,7 @@ struct TenantOptions {
   std::string name = "default";
   uint64_t quota_bytes = 1ull << 30;
   MaxmemoryPolicy policy = MaxmemoryPolicy::kAllKeysPrefix;
+  std::vector<PartitionOptions> partitions;
   double high_watermark = 0.95;  // share of the quota at which eviction starts
   double evict_ratio = 0.05;     // and goes on until `high_watermark - evict_ratio`
   uint64_t region_bytes = 0;     // 0: a sixteenth of the quota, at most 1 GiB
@@ -50,9 +53,9 @@ class Tenant {
   // Null: there is none.
   SsdTier* ssd() { return ssd_.get(); }
 
-  // Somebody reads along a chain and has come to this key: what follows it on the SSD begins to
-  // come up.
-  void ReadAhead(uint64_t hash);
+  // Somebody reads along a chain and has come to this key: what follows it on the SSD, in its
+  // partition, begins to come up.
+  void ReadAhead(uint64_t hash, uint8_t partition);
   ReadAheadWindow& read_ahead() { return bulk_policy_.read_ahead(); }
 
   // Extents for a value of `length` bytes; evicts to make room.  kOutOfMemory: nothing is
@@ -114,7 +117,9 @@ class Tenant {
   // they are on the SSD; 0: nothing is evictable, or too much is on its way.
   uint64_t EvictOne(int64_t now_ms);
   uint64_t EvictOneBulk(int64_t now_ms);
-  uint64_t EvictOneBulk(int64_t now_ms, Mercy mercy);
+  // Of one partition; nullopt: nothing of it could go, but another's may.
+  std::optional<uint64_t> EvictOneBulk(uint8_t partition, int64_t now_ms, Mercy mercy);
+  uint64_t EvictOneInline(int64_t now_ms);
   bool MaintainOnce(int64_t now_ms);
   bool EvictAboveWatermark(int64_t now_ms);
   bool MaintainSsd(int64_t now_ms);
@@ -130,6 +135,7 @@ class Tenant {
   // How many bytes bulk values gave beyond their share of the evictions; inline ones, when negative.
   std::atomic<int64_t> bulk_gave_{0};
   std::atomic<int64_t> finish_draining_after_ms_{0};  // the last try was in vain
+  std::atomic<int64_t> evict_inline_after_ms_{0};     // so was that one, and looked at much
   bool evicting_ = false;  // Maintain()'s: between the two watermarks, on the way down
   BulkPolicy bulk_policy_;
   std::unique_ptr<ExtentPool> pool_;

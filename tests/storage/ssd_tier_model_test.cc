@@ -11,12 +11,21 @@
 
 #include "storage/upkeep.h"
 #include "tests/protocol/random.h"
+#include "tests/storage/partition_counts.h"
 #include "tests/storage/tiered_tenant.h"
 
 namespace moonpool::storage {
 namespace {
 
 using test::Random;
+
+// Sets of partitions under which nothing is lost that is not lost without them.
+constexpr const char* kPartitions[] = {
+    "",
+    "one prefix=key:1 dram=0.2 ssd=0.1 compression=lz4; two prefix=key:2 admission=always",
+    "two prefix=key:1 dram=0.5 admission=never; three prefix=key:2 compression=zstd",
+    "one prefix=key:11 dram=0.05; two prefix=key:1 policy=allkeys-prefix; three prefix=key:3 dram=0.9",
+    "four prefix=key: policy=allkeys-lfu admission=never compression=lz4; one prefix=key:4 ssd=1"};
 
 TEST(SsdTierModelTest, RandomWork) {
   struct Known {
@@ -100,6 +109,13 @@ TEST(SsdTierModelTest, RandomWork) {
     } else if (what < 667) {
       t.CrashAndOpen();
       forget();
+    } else if (what < 675) {
+      t.tenant_options.partitions = PartitionsOf(kPartitions[random.Below(std::size(kPartitions))]);
+      t.tenant->keyspace().SetPartitions(t.tenant_options.partitions);
+      if (random.Chance(0.2)) {
+        t.Settle();
+        ExpectExactCounts(t.tenant->keyspace(), UnixNowMs());
+      }
     } else {
       check(name);
     }
@@ -108,10 +124,12 @@ TEST(SsdTierModelTest, RandomWork) {
   EXPECT_EQ(t.stats().lost, 0u);
   EXPECT_GT(served, 20u);  // loads are slow under a sanitizer
   EXPECT_GT(missed, 10u);
-  // Nothing leaks.
+  // Nothing leaks, and all was counted.
   t.Settle();
+  ExpectExactCounts(t.tenant->keyspace(), UnixNowMs());
   t.tenant->keyspace().Clear();
   t.Settle();
+  ExpectExactCounts(t.tenant->keyspace(), UnixNowMs());
   EXPECT_EQ(t.tenant->budget().extent_bytes(), 0u);
   EXPECT_EQ(t.stats().bytes, 0u);
 }
@@ -194,6 +212,12 @@ TEST(SsdTierThreadsTest, WritersReadersEvictionAndFlushes) {
           mine.Chance(0.5) ? void(t.tenant->keyspace().Clear())
                            : void(t.tenant->keyspace().VoidPattern("*:1?"));
           static_cast<void>(t.stats());
+          // Also such under which values are dropped.
+          constexpr const char* kSets[] = {
+              "", "off prefix=1key: ssd=no; ttl prefix=2key: policy=volatile-lru",
+              "a prefix=0key: dram=0.2 ssd=0.5; b prefix=1key: admission=never compression=lz4",
+              "b prefix=2key:1 admission=always dram=0.7; a prefix=2key: policy=allkeys-prefix"};
+          t.tenant->keyspace().SetPartitions(PartitionsOf(kSets[mine.Below(std::size(kSets))]));
         }
       });
       std::vector<std::thread> threads;
@@ -201,6 +225,8 @@ TEST(SsdTierThreadsTest, WritersReadersEvictionAndFlushes) {
       for (std::thread& thread : threads) thread.join();
       flushes.join();
     }
+    t.Settle();
+    ExpectExactCounts(t.tenant->keyspace(), UnixNowMs());
     round == 0 ? t.StopAndOpen() : t.CrashAndOpen();
     const Upkeep upkeep({t.tenant.get()});
     for (Owner& owner : owners) {
