@@ -87,6 +87,7 @@ Status Server::OpenSsd() {
   options.store.sync = config_.boolean(Key::kSsdSync);
   options.store.rate_limit_bytes_s = bytes(Key::kSsdRateLimit);
   options.store.background_threads = static_cast<int>(config_.number(Key::kSsdBackgroundThreads));
+  options.store.niceness = static_cast<int>(config_.number(Key::kSsdNice));
   options.store.env = ssd_env_;
   options.store.note = [](const std::string& line) { Log(LogLevel::kWarning, "{}", line); };
   options.capacity_bytes = bytes(Key::kSsdCapacity);

@@ -202,7 +202,7 @@ rocksdb::Options SsdIndex::DatabaseOptions(const SsdOptions& options, const SsdS
 
 Result<std::unique_ptr<SsdIndex>> SsdIndex::Open(const SsdOptions& options,
                                                  const SsdShared& shared) {
-  auto watch = std::make_shared<SsdWatch>();
+  auto watch = std::make_shared<SsdWatch>(options.niceness);
   const std::string path = options.directory + "/index";
   rocksdb::DB* db = nullptr;
   const auto opened = rocksdb::DB::Open(DatabaseOptions(options, shared, watch), path, &db);

@@ -85,7 +85,7 @@ rocksdb::Options SsdPayload::DatabaseOptions(const SsdOptions& options, const Ss
 
 Result<std::unique_ptr<SsdPayload>> SsdPayload::Open(const SsdOptions& options,
                                                      const SsdShared& shared) {
-  auto watch = std::make_shared<SsdWatch>();
+  auto watch = std::make_shared<SsdWatch>(options.niceness);
   const std::string path = options.directory + "/payload";
   rocksdb::DB* db = nullptr;
   const rocksdb::Status opened =

@@ -11,6 +11,7 @@
 
 #include "protocol/crc32c.h"
 #include "storage/heap.h"
+#include "storage/thread_priority.h"
 
 // Distributions build RocksDB for the oldest processors of an architecture, with a crc32c that goes
 // through tables at 1.5 GB/s; each byte of a blob file passes it, which was two thirds of the cost
@@ -112,7 +113,15 @@ void SsdWatch::AllFlushed(uint64_t sequence) {
 void SsdWatch::OnFlushBegin(rocksdb::DB*, const rocksdb::FlushJobInfo&) {
   // RocksDB's own thread, which the buffer between memtable and disk will be of.
   thread_local bool first = true;
-  if (std::exchange(first, false)) UseHugePages();
+  if (!std::exchange(first, false)) return;
+  UseHugePages();
+  GiveWay(niceness_);
+}
+
+void SsdWatch::OnCompactionBegin(rocksdb::DB*, const rocksdb::CompactionJobInfo&) {
+  // RocksDB's own thread, or the tier's writer, which is as nice.
+  thread_local bool first = true;
+  if (std::exchange(first, false)) GiveWay(niceness_);
 }
 
 void SsdWatch::OnFlushCompleted(rocksdb::DB*, const rocksdb::FlushJobInfo& info) {

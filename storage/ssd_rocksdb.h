@@ -27,6 +27,9 @@ tl::unexpected<Error> FailRocks(std::string_view what, const rocksdb::Status& st
 // Threads: any; mu_ is a leaf lock.  The callbacks come from RocksDB's threads.
 class SsdWatch : public rocksdb::EventListener {
  public:
+  // `niceness`: of RocksDB's threads, once they have something to do.
+  explicit SsdWatch(int niceness = 0) : niceness_(niceness) {}
+
   // The background error that keeps the database from being written.
   Status Health() const;
   // Lets `db` be written again, if the cause of the error is gone.  kBusy: try again soon.
@@ -43,6 +46,7 @@ class SsdWatch : public rocksdb::EventListener {
   bool stalled() const { return stalled_.load(std::memory_order_relaxed); }
 
   void OnFlushBegin(rocksdb::DB*, const rocksdb::FlushJobInfo&) override;
+  void OnCompactionBegin(rocksdb::DB*, const rocksdb::CompactionJobInfo&) override;
   void OnFlushCompleted(rocksdb::DB*, const rocksdb::FlushJobInfo& info) override;
   void OnTableFileCreated(const rocksdb::TableFileCreationInfo& info) override;
   void OnBlobFileCreated(const rocksdb::BlobFileCreationInfo& info) override;
@@ -52,6 +56,7 @@ class SsdWatch : public rocksdb::EventListener {
                             bool* auto_recovery) override;
 
  private:
+  const int niceness_;
   std::atomic<uint64_t> disk_bytes_written_{0};
   std::atomic<uint64_t> flushed_sequence_{0};
   std::atomic<bool> stalled_{false};

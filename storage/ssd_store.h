@@ -61,6 +61,7 @@ struct SsdOptions {
   bool sync = false;                // fsync the index's log: machine crashes keep the store
   uint64_t rate_limit_bytes_s = 0;  // of flushes and compactions; 0: none
   int background_threads = 2;       // flushes and compactions
+  int niceness = 0;                 // of every thread that moves values, see GiveWay()
   double garbage_share = 0.2;       // of the files: more, and CollectGarbage() rewrites some.
                                     // Smaller wastes less disk and writes more
   std::function<void(std::string)> note;  // a line for the log; any thread

@@ -9,6 +9,7 @@
 #include "storage/clock.h"
 #include "storage/extent_allocator.h"
 #include "storage/heap.h"
+#include "storage/thread_priority.h"
 
 namespace moonpool::storage {
 
@@ -70,14 +71,16 @@ Result<std::unique_ptr<SsdTier>> SsdTier::Open(const SsdTierOptions& options, Ke
     return tl::unexpected<Error>(std::move(recovered.error()));
   }
   SsdTier* const self = tier.get();
-  tier->threads_.emplace_back([self] { self->Write(); });
-  pthread_setname_np(tier->threads_.back().native_handle(), "ssd-writer");
-  tier->threads_.emplace_back([self] { self->Heal(); });
-  pthread_setname_np(tier->threads_.back().native_handle(), "ssd-heal");
-  for (int i = 0; i < options.readers; ++i) {
-    tier->threads_.emplace_back([self] { self->Read(); });
-    pthread_setname_np(tier->threads_.back().native_handle(), "ssd-reader");
-  }
+  const auto start = [&](const char* name, void (SsdTier::*work)()) {
+    tier->threads_.emplace_back([self, work] {
+      GiveWay(self->options_.store.niceness);
+      (self->*work)();
+    });
+    pthread_setname_np(tier->threads_.back().native_handle(), name);
+  };
+  start("ssd-writer", &SsdTier::Write);
+  start("ssd-heal", &SsdTier::Heal);
+  for (int i = 0; i < options.readers; ++i) start("ssd-reader", &SsdTier::Read);
   return tier;
 }
 

@@ -1,4 +1,6 @@
 """What a restart serves: everything after a clean stop, nothing that is not current after kill -9."""
+import os
+import pathlib
 import random
 import signal
 import time
@@ -134,6 +136,20 @@ def test_excluded_keys_stay_in_memory_only(start, policy):
     # From now on they may.
     client.config_set("ssd-exclude", "")
     put_down(client, {"tmp:0": values["tmp:0"]})
+
+
+@pytest.mark.parametrize("nice", [None, 0, 7])
+def test_threads_of_the_tier_give_way_to_the_loops(start, nice):
+    server = start(*(() if nice is None else ("--ssd-nice", nice)))
+    put_down(server.client(), {f"key:{i}": stamped(f"key:{i}", 1, 300 * KIB) for i in range(20)})
+    found = {}
+    for task in pathlib.Path(f"/proc/{server.process.pid}/task").iterdir():
+        name, _, fields = (task / "stat").read_text().partition("(")[2].rpartition(")")
+        found.setdefault(name, set()).add(int(fields.split()[16]))  # see proc(5): "nice"
+    own = os.nice(0)
+    expected = {10 if nice is None else nice or own}
+    assert found["ssd-writer"] == found["ssd-reader"] == found["rocksdb:high"] == expected, found
+    assert found["loop-0"] == found["upkeep"] == {own}, found
 
 
 @pytest.mark.parametrize("flags", [
