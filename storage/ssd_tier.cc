@@ -120,6 +120,8 @@ void SsdTier::Heal() {
       if (stop_) return;
     }
     if (const Status health = store_->Health(); !health) {
+      // What failed in the background, before a writer noticed.
+      if (failures_.load(std::memory_order_relaxed) == 0) counters_.write_errors.fetch_add(1);
       Failed(health.error());
       if (store_->Resume()) failures_.store(0, std::memory_order_relaxed);
     }

@@ -141,14 +141,20 @@ def test_excluded_keys_stay_in_memory_only(start, policy):
 @pytest.mark.parametrize("nice", [None, 0, 7])
 def test_threads_of_the_tier_give_way_to_the_loops(start, nice):
     server = start(*(() if nice is None else ("--ssd-nice", nice)))
-    put_down(server.client(), {f"key:{i}": stamped(f"key:{i}", 1, 300 * KIB) for i in range(20)})
-    found = {}
-    for task in pathlib.Path(f"/proc/{server.process.pid}/task").iterdir():
-        name, _, fields = (task / "stat").read_text().partition("(")[2].rpartition(")")
-        found.setdefault(name, set()).add(int(fields.split()[16]))  # see proc(5): "nice"
+    # More than RocksDB keeps in memory, so that it begins to flush.
+    put_down(server.client(), {f"key:{i}": stamped(f"key:{i}", 1, MIB) for i in range(40)})
     own = os.nice(0)
     expected = {10 if nice is None else nice or own}
-    assert found["ssd-writer"] == found["ssd-reader"] == found["rocksdb:high"] == expected, found
+    found = {}
+
+    def gave_way():
+        found.clear()
+        for task in pathlib.Path(f"/proc/{server.process.pid}/task").iterdir():
+            name, _, fields = (task / "stat").read_text().partition("(")[2].rpartition(")")
+            found.setdefault(name, set()).add(int(fields.split()[16]))  # see proc(5): "nice"
+        return found["ssd-writer"] == found["ssd-reader"] == found["rocksdb:high"] == expected
+
+    wait_for(gave_way, "the tier's threads to give way")
     assert found["loop-0"] == found["upkeep"] == {own}, found
 
 
