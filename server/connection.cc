@@ -267,6 +267,7 @@ uint64_t Connection::Execute(const Command* command, std::span<Argument> argumen
 void Connection::Flush() {
   Reply& reply = loop_.scratch();
   if (closed_) {
+    storage::SsdLog::TakeThreadSequence();
     reply.Reset();
     return;
   }

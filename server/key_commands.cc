@@ -138,7 +138,7 @@ void RenameGeneric(Context& c, bool if_absent) {
   if (from->has(Entry::kHasExpiry)) expiry_ms = from->expiry_ms();
   const auto pin = from->has(Entry::kPinned) ? lock[0].GetPin() : std::nullopt;
   if (from->has(Entry::kOnSsd)) {
-    lock[1].SetOnSsd(lock[0].TakePlace(), expiry_ms.value_or(0));
+    lock[1].TakeOnSsd(lock[0], expiry_ms.value_or(0));
   } else if (from->has(Entry::kBulk)) {
     lock[1].SetBulk(lock[0].TakeBulk());
   } else {

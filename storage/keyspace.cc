@@ -147,7 +147,13 @@ std::unique_ptr<Keyspace::Cleared, Keyspace::DestroyCleared> Keyspace::Clear() {
     stripe.ssd_entries = 0;
     stripe.pins.clear();
   }
-  if (log_ != nullptr) log_->EraseAll();
+  if (log_ != nullptr) {
+    const uint64_t sequence = log_->EraseAll();
+    for (size_t i = 0; i < kStripes; ++i) {
+      stripes_[i].mu.AssertHeld();
+      stripes_[i].taken_away = sequence;
+    }
+  }
   partitions_.ClearSsd();
   hard_pinned_bytes_.store(0, std::memory_order_relaxed);
   UnlockAll();

@@ -66,6 +66,8 @@ class Keyspace {
     std::unordered_map<std::string, Pin> pins GUARDED_BY(mu);
     uint64_t bulk_entries GUARDED_BY(mu) = 0;
     uint64_t ssd_entries GUARDED_BY(mu) = 0;   // those with their value on the SSD alone
+    // The newest change of the SSD's log that took a version away from one of its keys.
+    uint64_t taken_away GUARDED_BY(mu) = 0;
     // While there are voids: hashes of keys written since, with the newest void at that time.
     std::unordered_map<uint64_t, uint64_t> written GUARDED_BY(mu);
   };
@@ -96,10 +98,9 @@ class Keyspace {
     // Erases the entry of a bulk value and hands the value out.
     // REQUIRES: Find() just returned an entry that is bulk.
     ValueRef TakeBulk();
-    // The same for a value on the SSD, which stays alive there: it goes on under another key, with
-    // SetOnSsd() before the locks are released.
-    SsdPlace TakePlace();
-    Entry* SetOnSsd(const SsdPlace& place, int64_t expiry_ms);
+    // Takes over another key's value on the SSD, which stays alive there; that key is gone.
+    // REQUIRES: from.Find() just returned an entry that is on the SSD.
+    Entry* TakeOnSsd(Key& from, int64_t expiry_ms);
 
     // REQUIRES: Find() just returned an entry.  Return it, perhaps moved.
     Entry* SetExpiry(int64_t at_ms);
@@ -118,6 +119,9 @@ class Keyspace {
         : keyspace_(keyspace), stripe_(stripe), name_(name), hash_(hash), now_ms_(now_ms) {}
 
     Entry* Put(size_t value_bytes, uint8_t kind, bool keep_expiry);
+    // A change of this key comes after what others took away from it: should a crash undo that, the
+    // change would seem to be undone as well.  Its reply waits for both.
+    void ComesAfter() const;
     void LogExpiry(const Entry& entry) const;
     Entry* SetFlags(Entry* entry, uint8_t flags);
 
@@ -341,7 +345,7 @@ class Keyspace {
   // A version on the SSD began to be an entry's, or is one no more.
   void CountOnSsd(const SsdPlace& place, int sign);
   // The same for a version that goes for good.
-  void EraseOnSsd(const SsdPlace& place);
+  void EraseOnSsd(Stripe& stripe, const SsdPlace& place) REQUIRES(stripe.mu);
   // The value of the entry, in memory or on the SSD, is of this partition now.
   void MoveToPartition(BulkValue* value, uint8_t slot);
   void MoveToPartition(SsdPlace* place, uint8_t slot);

@@ -78,13 +78,13 @@ void Keyspace::DropBulk(Stripe& stripe, const Entry& entry, bool evicted) {
   if (evicted && !entry.is_inline()) partitions_.CountDrop(SlotOf(entry));
   if (entry.has(Entry::kOnSsd)) {
     --stripe.ssd_entries;
-    if (const SsdPlace place = entry.place()) EraseOnSsd(place);
+    if (const SsdPlace place = entry.place()) EraseOnSsd(stripe, place);
   }
   if (!entry.has(Entry::kBulk)) return;
   --stripe.bulk_entries;
   BulkValue* value = entry.bulk();
   if (evicted) partitions_.CountEviction(value->partition());
-  if (const SsdPlace place = value->place()) EraseOnSsd(place);
+  if (const SsdPlace place = value->place()) EraseOnSsd(stripe, place);
   value->set_place({});
   bulk_policy_->Unlink(value, evicted);
   LetGo(value);
@@ -165,6 +165,7 @@ Entry* Keyspace::Key::Read() {
 Entry* Keyspace::Key::Put(size_t value_bytes, uint8_t kind, bool keep_expiry) {
   Stripe& stripe = *stripe_;
   stripe.mu.AssertHeld();
+  ComesAfter();
   if (keyspace_->any_void_.load(std::memory_order_relaxed)) {
     Find();  // before the mark below makes a voided entry look alive
     stripe.written[hash_] = keyspace_->void_sequence_;
@@ -226,6 +227,7 @@ Entry* Keyspace::Key::SetBulk(ValueRef value, bool keep_expiry) {
 
 bool Keyspace::Key::Erase() {
   stripe_->mu.AssertHeld();
+  ComesAfter();
   if (Find() == nullptr) return false;
   keyspace_->Remove(*stripe_, hash_, slot_, false);
   return true;

@@ -34,9 +34,9 @@ void Keyspace::CountOnSsd(const SsdPlace& place, int sign) {
   partitions_.AddSsd(place.slot(), sign * static_cast<int64_t>(place.length), sign);
 }
 
-void Keyspace::EraseOnSsd(const SsdPlace& place) {
+void Keyspace::EraseOnSsd(Stripe& stripe, const SsdPlace& place) {
   CountOnSsd(place, -1);
-  log_->Erase(place);
+  stripe.taken_away = log_->Erase(place);
 }
 
 void Keyspace::MoveToPartition(SsdPlace* place, uint8_t slot) {

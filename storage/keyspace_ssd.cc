@@ -256,25 +256,23 @@ void Keyspace::Key::LogExpiry(const Entry& entry) const {
   }
 }
 
-SsdPlace Keyspace::Key::TakePlace() {
+void Keyspace::Key::ComesAfter() const {
   stripe_->mu.AssertHeld();
-  Entry* entry = slot_.entry();
-  const SsdPlace place = entry->place();
-  entry->set_place({});
-  keyspace_->Remove(*stripe_, hash_, slot_, false);
-  return place;
+  SsdLog::AddToThreadSequence(stripe_->taken_away);
 }
 
-Entry* Keyspace::Key::SetOnSsd(const SsdPlace& place, int64_t expiry_ms) {
+Entry* Keyspace::Key::TakeOnSsd(Key& from, int64_t expiry_ms) {
   stripe_->mu.AssertHeld();
+  from.stripe_->mu.AssertHeld();
+  SsdPlace place = from.slot_.entry()->place();
+  from.slot_.entry()->set_place({});
+  keyspace_->Remove(*from.stripe_, from.hash_, from.slot_, false);
   Entry* entry = Put(sizeof(SsdPlace), Entry::kOnSsd, false);
-  SsdPlace here = place;
-  keyspace_->MoveToPartition(&here, partition());
-  entry->set_place(here);
+  keyspace_->MoveToPartition(&place, partition());
+  entry->set_place(place);
   if (entry->has(Entry::kPinned)) keyspace_->ResizePin(*stripe_, *entry);
-  if (expiry_ms != 0) return SetExpiry(expiry_ms);  // which is logged with the key
-  keyspace_->log_->Update(place, name_, 0);
-  return entry;
+  from.stripe_->taken_away = keyspace_->log_->Update(place, name_, expiry_ms);
+  return expiry_ms != 0 ? SetExpiry(expiry_ms) : entry;
 }
 
 }  // namespace moonpool::storage

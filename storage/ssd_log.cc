@@ -29,9 +29,10 @@ SsdLog::~SsdLog() {
   thread_.join();
 }
 
-void SsdLog::Changed() {
+uint64_t SsdLog::Changed() {
   thread_sequence = ++sequence_;
   changed_.NotifyOne();
+  return sequence_;
 }
 
 void SsdLog::Count(const SsdPlace& place, int sign) {
@@ -45,7 +46,7 @@ void SsdLog::Add(const SsdPlace& place, std::string_view key, int64_t expiry_ms)
   Update(place, key, expiry_ms);
 }
 
-void SsdLog::Update(const SsdPlace& place, std::string_view key, int64_t expiry_ms) {
+uint64_t SsdLog::Update(const SsdPlace& place, std::string_view key, int64_t expiry_ms) {
   SsdRecord record;
   record.id = place.id;
   record.key = key;
@@ -55,23 +56,23 @@ void SsdLog::Update(const SsdPlace& place, std::string_view key, int64_t expiry_
   MutexLock lock(mu_);
   newest_id_ = std::max(newest_id_, place.id);
   queued_.Put(record);
-  Changed();
+  return Changed();
 }
 
-void SsdLog::Erase(const SsdPlace& place) {
+uint64_t SsdLog::Erase(const SsdPlace& place) {
   Count(place, -1);
   MutexLock lock(mu_);
   queued_.Erase(place.id, place.length, place.chunk_bytes());
-  Changed();
+  return Changed();
 }
 
-void SsdLog::EraseAll() {
+uint64_t SsdLog::EraseAll() {
   live_bytes_.store(0, std::memory_order_relaxed);
   live_versions_.store(0, std::memory_order_relaxed);
   MutexLock lock(mu_);
   // Ids given out since belong to versions that no entry refers to, or will refer to later.
   queued_.EraseBelow(newest_id_ + 1);
-  Changed();
+  return Changed();
 }
 
 void SsdLog::PutVoid(uint64_t sequence, const std::string& text, bool is_glob) {
@@ -94,6 +95,10 @@ void SsdLog::AddRecovered(const SsdPlace& place) {
 
 uint64_t SsdLog::TakeThreadSequence() {
   return std::exchange(thread_sequence, 0);
+}
+
+void SsdLog::AddToThreadSequence(uint64_t sequence) {
+  thread_sequence = std::max(thread_sequence, sequence);
 }
 
 void SsdLog::WhenDurable(uint64_t sequence, std::function<void()> call) {

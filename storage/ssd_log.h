@@ -37,11 +37,11 @@ class SsdLog {
 
   // A version whose payload has just been written.  `expiry_ms` 0: never.
   void Add(const SsdPlace& place, std::string_view key, int64_t expiry_ms);
-  // A version has another key or expiry.
-  void Update(const SsdPlace& place, std::string_view key, int64_t expiry_ms);
-  void Erase(const SsdPlace& place);
+  // A version has another key or expiry.  Here and below: the sequence of the change.
+  uint64_t Update(const SsdPlace& place, std::string_view key, int64_t expiry_ms);
+  uint64_t Erase(const SsdPlace& place);
   // Every version so far.  The caller holds all stripes.
-  void EraseAll();
+  uint64_t EraseAll();
   // Versions so far whose key matches.  The caller holds all stripes.
   void PutVoid(uint64_t sequence, const std::string& text, bool is_glob);
   void EraseVoid(uint64_t sequence);
@@ -52,8 +52,10 @@ class SsdLog {
   // At the start: versions that were found.
   void AddRecovered(const SsdPlace& place);
 
-  // The newest change made by this thread since the last call; 0: none.
+  // The newest change made by this thread, or added, since the last call; 0: none.
   static uint64_t TakeThreadSequence();
+  // What the thread does comes after that change, whoever made it.
+  static void AddToThreadSequence(uint64_t sequence);
   bool Durable(uint64_t sequence) const {
     return sequence <= durable_.load(std::memory_order_acquire);
   }
@@ -66,7 +68,7 @@ class SsdLog {
   bool failing() const { return failing_.load(std::memory_order_relaxed); }
 
  private:
-  void Changed() REQUIRES(mu_);
+  uint64_t Changed() REQUIRES(mu_);
   void Count(const SsdPlace& place, int sign);
   void Run();
   // Takes out what it could write; false when that is not all.

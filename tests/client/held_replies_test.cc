@@ -118,6 +118,36 @@ TEST_F(HeldRepliesTest, UntilTheChangeIsInTheLog) {
   ExpectHeld({"PERSIST", "k"}, "1");
 }
 
+// A crash that undoes what was taken away would undo what came after, though that left the SSD alone.
+TEST_F(HeldRepliesTest, OfWhatFollowsTheChangesOfOthers) {
+  const std::string large(kBytes, 'n');
+  const Words kTaking[] = {{"DEL", "k"},           {"RENAME", "k", "other"}, {"GETDEL", "k"},
+                           {"PEXPIREAT", "k", "1"}, {"FLUSHALL"},            {"SET", "k", "inline"}};
+  const Words kFollowing[] = {{"SET", "k", "1"},  {"SET", "k", large}, {"DEL", "k"},
+                              {"APPEND", "k", "1"}, {"MSET", "k", "1"},   {"RENAME", "source", "k"},
+                              {"SETRANGE", "k", "0", "1"}, {"SET", "k", "1", "EX", "1000"}};
+  for (const bool keep : {false, true}) {
+    for (const Words& taking : kTaking) {
+      for (const Words& following : kFollowing) {
+        SCOPED_TRACE(std::string(taking[0]) + ", " + std::string(following[0]));
+        if (taking[0] == "FLUSHALL" && following[0] == "RENAME") continue;  // the source goes too
+        PutDown("k", keep);
+        EXPECT_EQ(witness_.Run({"SET", "source", "1"}), "OK");
+        RawSession other(server_);
+        disk_->index.writes_held = true;
+        other.Send(taking);
+        EXPECT_TRUE(Eventually([&] { return disk_->index.waiting > 0; }));
+        changing_.Send(following);
+        EXPECT_EQ(witness_.Run({"PING"}), "PONG");
+        EXPECT_FALSE(Answered());
+        disk_->index.writes_held = false;
+        static_cast<void>(other.Receive());
+        static_cast<void>(changing_.Receive());
+      }
+    }
+  }
+}
+
 TEST_F(HeldRepliesTest, OfValuesThatCameThroughSharedMemory) {
   ASSERT_TRUE(changing_.Attach());
   const auto first = changing_.Alloc("k", kBytes);

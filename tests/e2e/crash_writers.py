@@ -98,7 +98,7 @@ class Writer(threading.Thread):
     def change(self, client, session):
         kind = self.random.choices(
             ["set", "commit", "get", "del", "expire", "getset", "getdel", "drop", "flush"],
-            [70, 50, 60, 20, 10, 10, 10, 1, 0.5])[0]
+            [70, 50, 60, 20, 10, 10, 10, 1, 0.3])[0]
         key = self.random.choice(self.keys)
         if kind == "get":
             may = self.model.now(key)

@@ -115,7 +115,7 @@ class TieredTenant {
     if (entry == nullptr) return false;
     const int64_t expiry_ms = entry->has(Entry::kHasExpiry) ? entry->expiry_ms() : 0;
     if (entry->has(Entry::kOnSsd)) {
-      lock[1].SetOnSsd(lock[0].TakePlace(), expiry_ms);
+      lock[1].TakeOnSsd(lock[0], expiry_ms);
       return true;
     }
     if (entry->has(Entry::kBulk)) {
