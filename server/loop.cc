@@ -10,6 +10,7 @@
 #include "server/connection.h"
 #include "server/server.h"
 #include "server/session.h"
+#include "storage/thread_priority.h"
 
 namespace moonpool::server {
 
@@ -62,6 +63,7 @@ void Loop::Start() {
 }
 
 void Loop::Run() {
+  storage::AnswerQuickly();
   const int64_t hz = server_.config().number(Key::kHz);
   const timeval interval{hz == 1 ? 1 : 0, static_cast<suseconds_t>(hz == 1 ? 0 : 1000000 / hz)};
   event_add(&timer_event_, &interval);

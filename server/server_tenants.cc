@@ -58,6 +58,7 @@ Status Server::CreateTenants() {
   options.partitions = std::move(*partitions);
   options.high_watermark = config_.real(Key::kDramHighWatermark);
   options.evict_ratio = config_.real(Key::kDramEvictRatio);
+  options.cold_share = config_.real(Key::kDramColdShare);
   options.region_bytes = static_cast<uint64_t>(config_.number(Key::kRegionSize));
   options.arena_bytes = static_cast<uint64_t>(config_.number(Key::kArenaSize));
   options.region.huge_pages = kHugePages[config_.number(Key::kHugePages)];
@@ -185,6 +186,10 @@ void Server::InstallHooks() {
   };
   config_.OnChange(Key::kDramHighWatermark, watermarks);
   config_.OnChange(Key::kDramEvictRatio, watermarks);
+  config_.OnChange(Key::kDramColdShare, [this]() -> Status {
+    default_tenant().SetColdShare(config_.real(Key::kDramColdShare));
+    return {};
+  });
   const auto lfu = [this]() -> Status {
     default_tenant().keyspace().set_lfu_options(
         {static_cast<uint32_t>(config_.number(Key::kLfuLogFactor)),

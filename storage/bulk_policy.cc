@@ -34,17 +34,43 @@ std::unique_ptr<EvictionPolicy> MakeEvictionPolicy(MaxmemoryPolicy policy) {
   __builtin_unreachable();
 }
 
-EvictionPolicy& BulkPolicy::PolicyOf(const BulkValue& value) {
-  EvictionPolicy* const policy = queues_[value.partition()].policy.get();
-  MOONPOOL_CHECK(policy != nullptr);
-  return *policy;
+BulkPolicy::Queue& BulkPolicy::QueueOf(const BulkValue& value) {
+  Queue& queue = queues_[value.partition()];
+  MOONPOOL_CHECK(queue.policy != nullptr);
+  return queue;
+}
+
+void BulkPolicy::Enter(Queue& queue, BulkValue* value, bool cold) {
+  value->in_policy = true;
+  value->cold = cold;
+  queue.bytes += value->policy_bytes;
+  if (cold) {
+    queue.cold.PushFront(value);
+    queue.cold_bytes += value->policy_bytes;
+  } else {
+    queue.policy->Insert(value);
+  }
+}
+
+void BulkPolicy::Leave(BulkValue* value, bool evicted) {
+  Queue& queue = QueueOf(*value);
+  value->in_policy = false;
+  queue.bytes -= value->policy_bytes;
+  if (value->cold) {
+    ItemList::Unlink(value);
+    queue.cold_bytes -= value->policy_bytes;
+  } else {
+    queue.policy->Remove(value, evicted);
+  }
 }
 
 void BulkPolicy::Empty(Queue& queue) {
-  while (PolicyItem* item = queue.policy != nullptr ? queue.policy->Any() : nullptr) {
-    item->in_policy = false;
-    queue.policy->Remove(item, false);
-  }
+  if (queue.policy == nullptr) return;
+  const auto any = [&] {
+    PolicyItem* const cold = queue.cold.back();
+    return static_cast<BulkValue*>(cold != nullptr ? cold : queue.policy->Any());
+  };
+  while (BulkValue* value = any()) Leave(value, false);
   queue.learns = false;
 }
 
@@ -70,31 +96,28 @@ void BulkPolicy::SetAdmission(uint8_t partition, Admission admission) {
 void BulkPolicy::Close(uint8_t partition) {
   MutexLock lock(mu_);
   // Those that FLUSHALL took out of the keyspace may still be here.
-  Empty(queues_[partition]);
-  queues_[partition] = Queue();
+  Queue& queue = queues_[partition];
+  Empty(queue);
+  queue.policy.reset();
+  queue.admission = Admission::kSecondRead;
   SeeWhoLearns();
 }
 
 void BulkPolicy::Assign(BulkValue* value, uint8_t partition) {
   MutexLock lock(mu_);
-  if (value->in_policy) {
-    value->in_policy = false;
-    PolicyOf(*value).Remove(value, false);
-  }
+  if (value->in_policy) Leave(value, false);
   value->set_partition(partition);
 }
 
 void BulkPolicy::Link(BulkValue* value, int64_t expiry_ms, uint16_t group, bool cold) {
   MutexLock lock(mu_);
   if (value->in_policy) return;
-  value->in_policy = true;
   value->key_hash = value->owner_hash();
   value->rank = static_cast<uint64_t>(expiry_ms);
   value->group = group;
-  EvictionPolicy& policy = PolicyOf(*value);
-  cold ? policy.InsertCold(value) : policy.Insert(value);
-  Queue& queue = queues_[value->partition()];
-  if (!queue.learns && policy.WantsBatches()) {
+  Queue& queue = QueueOf(*value);
+  Enter(queue, value, cold);
+  if (!queue.learns && queue.policy->WantsBatches()) {
     queue.learns = true;
     wants_batches_.store(true, std::memory_order_relaxed);
   }
@@ -103,9 +126,7 @@ void BulkPolicy::Link(BulkValue* value, int64_t expiry_ms, uint16_t group, bool 
 void BulkPolicy::Unlink(BulkValue* value, bool evicted) {
   if (evicted && value->TakeArrival() == BulkValue::Arrival::kAhead) read_ahead_.Wasted();
   MutexLock lock(mu_);
-  if (!value->in_policy) return;
-  value->in_policy = false;
-  PolicyOf(*value).Remove(value, evicted);
+  if (value->in_policy) Leave(value, evicted);
 }
 
 void BulkPolicy::Replace(BulkValue* value, BulkValue* replacement) {
@@ -113,7 +134,9 @@ void BulkPolicy::Replace(BulkValue* value, BulkValue* replacement) {
   if (!value->in_policy) return;
   value->in_policy = false;
   replacement->in_policy = true;
-  PolicyOf(*value).Replace(value, replacement);
+  replacement->cold = value->cold;
+  value->cold ? ItemList::Replace(value, replacement)
+              : QueueOf(*value).policy->Replace(value, replacement);
 }
 
 size_t BulkPolicy::Touch(std::span<BulkValue* const> values, bool counts) {
@@ -132,7 +155,13 @@ size_t BulkPolicy::Touch(std::span<BulkValue* const> values, bool counts) {
       // The read that a value came up for is not yet a reason to keep it, unless any read is.
       const bool keeps = arrival == Arrival::kNone ||
                          (arrival == Arrival::kAhead && admission == Admission::kAlways);
-      if (counts && keeps && value->in_policy) PolicyOf(*value).Access(value);
+      if (!counts || !keeps || !value->in_policy) continue;
+      if (!value->cold) {
+        QueueOf(*value).policy->Access(value);
+        continue;
+      }
+      Leave(value, false);
+      Enter(QueueOf(*value), value, false);
     }
   }
   for (size_t i = 0; i < ahead; ++i) read_ahead_.Useful();
@@ -188,17 +217,33 @@ size_t BulkPolicy::Successors(uint64_t key_hash, std::span<uint64_t> out, uint8_
   return policy == nullptr ? 0 : policy->Successors(key_hash, out);
 }
 
-ValueRef BulkPolicy::Victim(uint8_t partition) {
+bool BulkPolicy::ColdFirst(uint8_t partition, bool load) {
+  const double share = cold_share_.load(std::memory_order_relaxed) * (load ? 0.5 : 1);
   MutexLock lock(mu_);
-  EvictionPolicy* const policy = queues_[partition].policy.get();
-  PolicyItem* item = policy == nullptr ? nullptr : policy->Victim();
+  const Queue& queue = queues_[partition];
+  return static_cast<double>(queue.cold_bytes) > share * static_cast<double>(queue.bytes);
+}
+
+ValueRef BulkPolicy::Victim(uint8_t partition, bool cold) {
+  MutexLock lock(mu_);
+  Queue& queue = queues_[partition];
+  PolicyItem* const item = queue.policy == nullptr ? nullptr
+                           : cold                  ? queue.cold.back()
+                                                   : queue.policy->Victim();
   // While it is linked, its entry's reference keeps it alive.
   return item == nullptr ? ValueRef() : ValueRef::Share(static_cast<BulkValue*>(item));
 }
 
 void BulkPolicy::Spare(const ValueRef& value) {
   MutexLock lock(mu_);
-  if (value->in_policy) PolicyOf(*value).Spare(value.get());
+  if (!value->in_policy) return;
+  Queue& queue = QueueOf(*value);
+  if (value->cold) {
+    ItemList::Unlink(value.get());
+    queue.cold.PushFront(value.get());
+  } else {
+    queue.policy->Spare(value.get());
+  }
 }
 
 }  // namespace moonpool::storage

@@ -1,6 +1,13 @@
 // The bulk values of one tenant in the order in which they would be evicted: an order of its own for
 // each partition, by the slot that the value carries.
 //
+// Values that came up cold from the SSD (read ahead, or for one reader) are in no policy until they
+// are asked for again: they queue up beside it, oldest first, and take no more than a share of what
+// the partition has in memory.  Loads replace them once they have half of that share; whoever else
+// needs memory takes theirs only above it.  So a scan over the SSD recycles its own extents, and
+// the extents that clients write to are recycled by their writes: between the two limits neither
+// takes regions from the other.
+//
 // Threads: any; mu_ is a leaf lock.  Owns the policies, not the values: a value is linked while an
 // entry of the keyspace refers to it (under volatile-*: one with an expiry), and unlinked before
 // that entry lets go of it.  One lock for all partitions: a value may change over between two looks.
@@ -41,7 +48,7 @@ class BulkPolicy {
 
   // `expiry_ms`: when the value's key expires, for the policies that look at it; 0: never.
   // Nothing when it is linked already.
-  // `group`: hash of the key's namespace.  `cold`: the next to go unless it is asked for again.
+  // `group`: hash of the key's namespace.
   void Link(BulkValue* value, int64_t expiry_ms, uint16_t group = 0, bool cold = false);
   void Unlink(BulkValue* value, bool evicted);  // nothing when it is not linked
   void Replace(BulkValue* value, BulkValue* replacement);
@@ -66,22 +73,33 @@ class BulkPolicy {
   ReadAheadWindow& read_ahead() { return read_ahead_; }
 
   // The next victim of a partition, pinned; empty when there is none.  It stays linked.
-  ValueRef Victim(uint8_t partition = 0);
+  // `cold`: among those that came up cold; else among the others.
+  ValueRef Victim(uint8_t partition = 0, bool cold = false);
   void Spare(const ValueRef& value);
+  // Whether cold values go before the others.  `load`: for one that comes up.
+  bool ColdFirst(uint8_t partition, bool load);
+  // How much of a partition may be cold while others want memory.
+  void set_cold_share(double share) { cold_share_.store(share, std::memory_order_relaxed); }
 
  private:
   struct Queue {
     std::unique_ptr<EvictionPolicy> policy;  // null: there is no such partition
     Admission admission = Admission::kSecondRead;
     bool learns = false;  // it wants batches, and something was ever linked
+    ItemList cold;
+    uint64_t cold_bytes = 0;
+    uint64_t bytes = 0;  // of all that is linked
   };
+  void Enter(Queue& queue, BulkValue* value, bool cold) REQUIRES(mu_);
+  void Leave(BulkValue* value, bool evicted) REQUIRES(mu_);
   bool LearnsNow(size_t keys);
   // Unlinks all of it.
   void Empty(Queue& queue) REQUIRES(mu_);
   void SeeWhoLearns() REQUIRES(mu_);
-  EvictionPolicy& PolicyOf(const BulkValue& value) REQUIRES(mu_);
+  Queue& QueueOf(const BulkValue& value) REQUIRES(mu_);
 
   ReadAheadWindow read_ahead_;
+  std::atomic<double> cold_share_{0.1};
   Mutex mu_;
   std::array<Queue, Partitions::kSlots> queues_ GUARDED_BY(mu_);
   // What wants_batches() says: some queue learns.

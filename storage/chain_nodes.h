@@ -32,7 +32,6 @@ struct ChainNode {
     kGhost,
     kInner,   // cached, and so is a child of it
     kLeaf,    // cached, may be evicted
-    kCold,    // cached, not accessed yet, may be evicted
     kSpared,  // cached, set aside while others are looked at
   };
 
@@ -64,7 +63,6 @@ struct ChainNode {
   bool announced : 1 = false;  // a batch counted the use that the next access will report
   bool placed : 1 = false;     // a look told from_end, fresh and length
   bool unchained : 1 = false;  // stood behind different keys
-  bool cold : 1 = false;       // inserted cold and not used since
   bool waiting : 1 = false;    // `ticket` is valid
 };
 static_assert(sizeof(ChainNode) == 64);

@@ -34,6 +34,7 @@ void ItemList::Replace(PolicyItem* item, PolicyItem* replacement) {
   replacement->next->previous = replacement;
   replacement->key_hash = item->key_hash;
   replacement->policy_bytes = item->policy_bytes;
+  replacement->rank = item->rank;
   replacement->group = item->group;
   replacement->queue = item->queue;
   replacement->uses = item->uses;
@@ -56,7 +57,6 @@ namespace {
 class LruPolicy : public EvictionPolicy {
  public:
   void Insert(PolicyItem* item) override { list_.PushFront(item); }
-  void InsertCold(PolicyItem* item) override { list_.PushBack(item); }
   void Access(PolicyItem* item) override {
     ItemList::Unlink(item);
     list_.PushFront(item);
@@ -79,7 +79,6 @@ class RandomPolicy : public EvictionPolicy {
     items_.push_back(item);
     Place(item, items_.size() - 1);
   }
-  void InsertCold(PolicyItem* item) override { Insert(item); }
   void Access(PolicyItem*) override {}
   void Remove(PolicyItem* item, bool evicted) override {
     uint64_t hole = item->rank;
@@ -121,7 +120,6 @@ class RandomPolicy : public EvictionPolicy {
 class TtlPolicy : public EvictionPolicy {
  public:
   void Insert(PolicyItem* item) override { items_.emplace(item->rank, item); }
-  void InsertCold(PolicyItem* item) override { Insert(item); }
   void Access(PolicyItem*) override {}
   void Remove(PolicyItem* item, bool) override {
     items_.erase({item->rank, item});

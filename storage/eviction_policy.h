@@ -24,6 +24,7 @@ struct PolicyItem {
   uint8_t queue = 0;
   uint8_t uses = 0;
   bool in_policy = false;
+  bool cold = false;  // in no policy's order: see BulkPolicy
 };
 
 // What a command that names several keys wants with them.
@@ -37,9 +38,6 @@ class EvictionPolicy {
  public:
   virtual ~EvictionPolicy() = default;
   virtual void Insert(PolicyItem* item) = 0;
-  // Inserts an item that nobody has asked for yet (read ahead, or brought up for one reader): it
-  // is the next to go unless it is accessed first.
-  virtual void InsertCold(PolicyItem* item) = 0;
   virtual void Access(PolicyItem* item) = 0;
   // `evicted`: it made room, as opposed to being deleted; some policies remember that.
   virtual void Remove(PolicyItem* item, bool evicted) = 0;

@@ -297,7 +297,7 @@ uint64_t ExtentPool::FreeElsewhere(SessionId session) const {
   return free;
 }
 
-bool ExtentPool::RetireOne(Sparing sparing) {
+bool ExtentPool::RetireOne(Sparing sparing, std::optional<SessionId> elsewhere_of) {
   MutexLock lock(mu_);
   uint64_t shared_free = 0;
   for (const PoolRegion* region : shared_) shared_free += region->allocator.free_bytes();
@@ -308,6 +308,9 @@ bool ExtentPool::RetireOne(Sparing sparing) {
     if (region->draining) continue;
     const bool shared = region->region->kind() == Region::Kind::kShared;
     if (shared && shared_.size() < 2) continue;
+    if (elsewhere_of && *elsewhere_of == region->session && shared == (*elsewhere_of == kNoSession)) {
+      continue;
+    }
     // Its writer has yet to map it: the emptiest, and the one that will be filled first.
     if (!shared && !region->sealed && region->extents > 0) continue;
     const uint64_t free = region->allocator.free_bytes();

@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -99,10 +100,12 @@ class ExtentPool {
   uint64_t FreeElsewhere(SessionId session) const;
   // Starts to drain the region that is cheapest to empty, so that its memory can be used
   // otherwise.  `sparing` says whose values may be lost when the other shared regions have no room
-  // for them: any region's, only an arena's, nobody's.  One at a time: nothing more is begun while
-  // one is Emptying().  False: no region qualifies.
+  // for them: any region's, only an arena's, nobody's.  `elsewhere_of`: only one that this writer
+  // cannot have memory in.  One at a time: nothing more is begun while one is Emptying().  False: no
+  // region qualifies.
   enum class Sparing { kNone, kShared, kAll };
-  bool RetireOne(Sparing sparing = Sparing::kNone);
+  bool RetireOne(Sparing sparing = Sparing::kNone,
+                 std::optional<SessionId> elsewhere_of = std::nullopt);
   // Whether a region's memory is on its way back: values are leaving it, or clients are about to
   // unmap it.  One that made no progress for a while (held values, a client that is stopped) does
   // not count.  Any thread.

@@ -135,6 +135,8 @@ class Keyspace {
 
   // --- whole-keyspace operations; any thread ---------------------------------------------------
   uint64_t Size() const;
+  // Bytes that it and its values may take.
+  uint64_t memory_limit() const { return budget_->limit(); }
   // Bytes of values pinned hard.
   uint64_t hard_pinned_bytes() const {
     return hard_pinned_bytes_.load(std::memory_order_relaxed);

@@ -14,11 +14,6 @@ class LfuPolicy : public EvictionPolicy {
     lists_[1].PushFront(item);
     ++size_;
   }
-  void InsertCold(PolicyItem* item) override {
-    item->uses = 0;
-    lists_[0].PushFront(item);
-    ++size_;
-  }
   void Access(PolicyItem* item) override {
     MoveUp(item, nullptr);
     if (++accesses_ > kAccessesPerItem * size_) Age();

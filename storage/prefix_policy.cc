@@ -28,7 +28,7 @@ uint8_t GapBucket(uint32_t ticks) {
 
 }  // namespace
 
-PrefixPolicy::PrefixPolicy(uint64_t seed) : cold_(nodes_), spared_(nodes_), random_(seed * 2 + 1) {}
+PrefixPolicy::PrefixPolicy(uint64_t seed) : spared_(nodes_), random_(seed * 2 + 1) {}
 
 uint64_t PrefixPolicy::Random() {  // xorshift64*, see fast_random.h
   random_ ^= random_ >> 12;
@@ -195,7 +195,7 @@ size_t PrefixPolicy::Successors(uint64_t key_hash, std::span<uint64_t> out) cons
 
 // --- items ---------------------------------------------------------------------------------------
 
-void PrefixPolicy::Insert(PolicyItem* item, bool cold) {
+void PrefixPolicy::Insert(PolicyItem* item) {
   // Another key with the same hash may be there: this one is then known by another number.
   uint64_t hash = item->key_hash;
   NodeIndex index;
@@ -207,16 +207,13 @@ void PrefixPolicy::Insert(PolicyItem* item, bool cold) {
       std::min<int>(static_cast<int>(std::bit_width(item->policy_bytes >> 14)), 15));
   item->rank = index;
   ++inserts_;
-  if (!cold && !node.announced) {
+  if (!node.announced) {
     Tick();
     Use(index, 0);
   }
-  node.cold = cold;
   nodes_.MakeCached(index, item, ChainNode::kInner);
-  if (!cold) {
-    node.announced = false;
-    BeginWait(index);
-  }
+  node.announced = false;
+  BeginWait(index);
   if (node.parent != kNoNode) Block(node.parent);
   if (node.blocking == 0) MakeEvictable(index);
 }
@@ -224,13 +221,6 @@ void PrefixPolicy::Insert(PolicyItem* item, bool cold) {
 void PrefixPolicy::Access(PolicyItem* item) {
   const auto index = static_cast<NodeIndex>(item->rank);
   ChainNode& node = nodes_[index];
-  if (node.cold) {
-    node.cold = false;
-    if (node.state == ChainNode::kCold) {
-      LeaveState(index);
-      MakeEvictable(index);
-    }
-  }
   if (node.announced) {
     node.announced = false;
     return;
@@ -263,11 +253,6 @@ void PrefixPolicy::Replace(PolicyItem* item, PolicyItem* replacement) {
 
 void PrefixPolicy::MakeEvictable(NodeIndex index) {
   ChainNode& node = nodes_[index];
-  if (node.cold) {
-    node.state = ChainNode::kCold;
-    cold_.PushBack(index);
-    return;
-  }
   node.state = ChainNode::kLeaf;
   node.previous = static_cast<NodeIndex>(leaves_.size());
   leaves_.push_back(index);
@@ -282,9 +267,6 @@ void PrefixPolicy::LeaveState(NodeIndex index) {
       leaves_.pop_back();
       node.previous = kNoNode;
       break;
-    case ChainNode::kCold:
-      cold_.Unlink(index);
-      break;
     case ChainNode::kSpared:
       spared_.Unlink(index);
       break;
@@ -297,7 +279,7 @@ void PrefixPolicy::LeaveState(NodeIndex index) {
 void PrefixPolicy::Block(NodeIndex parent) {
   ChainNode& node = nodes_[parent];
   if (++node.blocking > 1) return;
-  if (node.state == ChainNode::kLeaf || node.state == ChainNode::kCold) LeaveState(parent);
+  if (node.state == ChainNode::kLeaf) LeaveState(parent);
 }
 
 void PrefixPolicy::Unblock(NodeIndex parent) {
@@ -336,16 +318,15 @@ float PrefixPolicy::Worth(const ChainNode& node) const {
 }
 
 PolicyItem* PrefixPolicy::Any() {
-  while (cold_.front() == kNoNode && leaves_.empty()) {
+  while (leaves_.empty()) {
     if (spared_.front() == kNoNode) return nullptr;
     ReturnSpared();
   }
-  return nodes_[cold_.front() != kNoNode ? cold_.front() : leaves_.back()].item;
+  return nodes_[leaves_.back()].item;
 }
 
 PolicyItem* PrefixPolicy::Victim() {
-  PolicyItem* any = Any();
-  if (any == nullptr || cold_.front() != kNoNode) return any;
+  if (Any() == nullptr) return nullptr;
 
   struct Candidate {
     float worth;

@@ -39,8 +39,7 @@ class PrefixPolicy : public EvictionPolicy {
  public:
   explicit PrefixPolicy(uint64_t seed);
 
-  void Insert(PolicyItem* item) override { Insert(item, false); }
-  void InsertCold(PolicyItem* item) override { Insert(item, true); }
+  void Insert(PolicyItem* item) override;
   void Access(PolicyItem* item) override;
   void Remove(PolicyItem* item, bool evicted) override;
   PolicyItem* Victim() override;
@@ -59,7 +58,6 @@ class PrefixPolicy : public EvictionPolicy {
     uint32_t gap = 0;   // ticks since the part that is not new was used; 0: all is new
   };
 
-  void Insert(PolicyItem* item, bool cold);
   void Tick();
   void LinkBehind(NodeIndex index, NodeIndex parent);
   void Place(ChainNode& node, const Request& request, size_t index);
@@ -83,7 +81,6 @@ class PrefixPolicy : public EvictionPolicy {
   ReuseModel model_;
   ReuseTimes times_;
   std::vector<NodeIndex> leaves_;
-  ChainNodes::List cold_;
   ChainNodes::List spared_;
   static constexpr size_t kLeftOver = 16;
   std::array<NodeIndex, kLeftOver> left_over_{};  // good victims of earlier samples

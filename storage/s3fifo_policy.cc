@@ -20,17 +20,8 @@ class S3FifoPolicy : public EvictionPolicy {
       Push(kSmall, item);
     }
   }
-  void InsertCold(PolicyItem* item) override {
-    item->uses = 0;
-    Push(kCold, item);
-  }
   void Access(PolicyItem* item) override {
-    if (item->queue == kCold) {
-      Unlink(item);
-      Push(kSmall, item);
-    } else {
-      item->uses = static_cast<uint8_t>(std::min(item->uses + 1, 3));
-    }
+    item->uses = static_cast<uint8_t>(std::min(item->uses + 1, 3));
   }
   void Remove(PolicyItem* item, bool evicted) override {
     if (evicted && item->queue == kSmall) Remember(item->key_hash);
@@ -38,7 +29,6 @@ class S3FifoPolicy : public EvictionPolicy {
     if (evicted) queues_[kMain].TakeFront(spared_);
   }
   PolicyItem* Victim() override {
-    if (PolicyItem* item = queues_[kCold].back()) return item;
     // Ends: every step evicts, lowers a count, or moves an item out of the small queue.
     for (;;) {
       const uint64_t total = bytes_[kSmall] + bytes_[kMain];
@@ -74,7 +64,7 @@ class S3FifoPolicy : public EvictionPolicy {
   }
 
  private:
-  enum Queue : uint8_t { kSmall, kMain, kCold };
+  enum Queue : uint8_t { kSmall, kMain };
 
   void Push(Queue queue, PolicyItem* item) {
     item->queue = queue;
@@ -99,9 +89,9 @@ class S3FifoPolicy : public EvictionPolicy {
     }
   }
 
-  ItemList queues_[3];
+  ItemList queues_[2];
   ItemList spared_;  // belongs to the main queue, and is counted there
-  uint64_t bytes_[3] = {0, 0, 0};
+  uint64_t bytes_[2] = {0, 0};
   uint64_t items_ = 0;
   std::unordered_map<uint64_t, uint64_t> ghosts_;  // key hash -> its newest place in the order
   std::deque<std::pair<uint64_t, uint64_t>> ghost_order_;

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "storage/thread_priority.h"
+
 namespace moonpool::storage {
 
 namespace {
@@ -147,6 +149,7 @@ bool SsdLog::Write(std::deque<SsdChange>& changes) {
 }
 
 void SsdLog::Run() {
+  AnswerQuickly();
   std::deque<SsdChange> writing;  // more than one only while they cannot be written
   for (;;) {
     uint64_t sequence;

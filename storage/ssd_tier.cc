@@ -23,6 +23,9 @@ constexpr std::chrono::milliseconds kIdle{50};
 // Values written between two looks at the garbage.
 constexpr int kWritesPerCollection = 64;
 constexpr int kEvictionsPerSlice = 256;
+// Two reads with so many times what memory holds between them are one each: had the first kept the
+// value, it would hardly be there for the second.
+constexpr uint64_t kLately = 2;
 
 uint64_t MicrosecondsSince(std::chrono::steady_clock::time_point start) {
   return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(
@@ -58,7 +61,7 @@ SsdTier::SsdTier(const SsdTierOptions& options, Keyspace& keyspace, Reserve rese
       reserve_(std::move(reserve)),
       freed_(std::move(freed)),
       capacity_(options.capacity_bytes),
-      seen_(new std::atomic<uint32_t>[kSeen]()) {}
+      seen_(new std::atomic<uint64_t>[kSeen]()) {}
 
 Result<std::unique_ptr<SsdTier>> SsdTier::Open(const SsdTierOptions& options, Keyspace& keyspace,
                                                Reserve reserve,
@@ -198,6 +201,7 @@ void SsdTier::WriteOne(Down& down) {
     if (keyspace_.FinishDemotion(value, place, UnixMs(), down.keep)) {
       counters_.demotions.fetch_add(1, std::memory_order_relaxed);
       counters_.demoted_bytes.fetch_add(value.length(), std::memory_order_relaxed);
+      passed_.fetch_add(value.length(), std::memory_order_relaxed);
       freed = !down.keep;
     } else {
       counters_.abandoned.fetch_add(1, std::memory_order_relaxed);
@@ -215,8 +219,13 @@ void SsdTier::WriteOne(Down& down) {
 // --- up --------------------------------------------------------------------------------------
 
 bool SsdTier::Seen(uint64_t hash) {
-  const auto tag = static_cast<uint32_t>(hash >> 32) | 1;
-  return seen_[hash % kSeen].exchange(tag, std::memory_order_relaxed) == tag;
+  // 32 bits of the hash, never 0, and megabytes.
+  const uint64_t tag = hash >> 32 | 1;
+  const uint64_t now = passed_.load(std::memory_order_relaxed) >> kSeenShift;
+  const uint64_t before =
+      seen_[hash % kSeen].exchange(tag << 32 | (now & UINT32_MAX), std::memory_order_relaxed);
+  const uint64_t passed = (now - before) & UINT32_MAX;
+  return before >> 32 == tag && passed <= kLately * keyspace_.memory_limit() >> kSeenShift;
 }
 
 void SsdTier::Load(uint64_t hash, const SsdPlace& place, Why why, OnLoaded call) {
@@ -316,6 +325,7 @@ void SsdTier::Finish(Job& job) {
   if (loaded.error == LoadError::kNone) {
     load_us_.Add(MicrosecondsSince(job.start));
     counters_.loaded_bytes.fetch_add(job.place.length, std::memory_order_relaxed);
+    passed_.fetch_add(job.place.length, std::memory_order_relaxed);
     (hot ? counters_.promotions : counters_.cold_loads).fetch_add(1, std::memory_order_relaxed);
     loaded.value = std::move(job.target).Publish();
     using Arrival = BulkValue::Arrival;

@@ -5,8 +5,8 @@
 //          verified -> Keyspace::FinishLoad() -> everyone who asked is called
 //
 // A value that came up keeps its place on the SSD, so that it can go down again for nothing.  One
-// that was not asked for twice lately comes up cold: it is the next to go, so that a scan over the
-// SSD passes through memory without flushing it.
+// that was not asked for twice lately, before about as much as memory holds twice came in, comes up
+// cold (see BulkPolicy), so that a scan over the SSD passes through memory without flushing it.
 // What a value's partition says goes before that (Admission), and so does how it is compressed.
 //
 // A disk that fails is left alone for a while, longer each time; meanwhile the cache works from
@@ -173,9 +173,11 @@ class SsdTier {
   std::vector<Hot> hot_;  // hottest first; the upkeep thread's
   bool evicting_ = false;
 
-  // Hashes that were read lately, in a table that forgets by overwriting.
+  // Hashes that were read lately and when, by `passed_`, in a table that forgets by overwriting.
   static constexpr size_t kSeen = 1 << 16;
-  std::unique_ptr<std::atomic<uint32_t>[]> seen_;
+  static constexpr int kSeenShift = 20;
+  std::unique_ptr<std::atomic<uint64_t>[]> seen_;
+  std::atomic<uint64_t> passed_{0};  // bytes through memory: of values that came up or went down
 
   std::atomic<uint64_t> queued_bytes_{0};
   std::atomic<int64_t> failing_until_ms_{0};  // monotonic clock

@@ -48,7 +48,9 @@ Tenant::Tenant(const TenantOptions& options)
       budget_(options.quota_bytes),
       high_watermark_(options.high_watermark),
       evict_ratio_(options.evict_ratio),
-      bulk_policy_(options.policy) {}
+      bulk_policy_(options.policy) {
+  bulk_policy_.set_cold_share(options.cold_share);
+}
 
 Result<std::unique_ptr<Tenant>> Tenant::Create(const TenantOptions& options) {
   std::unique_ptr<Tenant> tenant(new Tenant(options));
@@ -102,7 +104,7 @@ void Tenant::ReadAhead(uint64_t hash, uint8_t partition) {
 Result<WriteHandle> Tenant::ReserveAndWait(uint64_t length, int64_t wait_ms) {
   const int64_t until_ms = UnixMs() + wait_ms;
   for (bool again = false;; again = true) {
-    auto handle = Reserve(length, UnixMs());
+    auto handle = ReserveWith(kNoSession, length, UnixMs(), Taker::kLoad);
     const int64_t now_ms = UnixMs();
     if (handle || now_ms >= until_ms || handle.error().code != ErrorCode::kBusy) return handle;
     const auto woken = std::make_shared<std::promise<void>>();
@@ -119,7 +121,8 @@ Result<WriteHandle> Tenant::ReserveInArena(SessionId session, uint64_t length, i
   return ReserveWith(session, length, now_ms);
 }
 
-Result<WriteHandle> Tenant::ReserveWith(SessionId session, uint64_t length, int64_t now_ms) {
+Result<WriteHandle> Tenant::ReserveWith(SessionId session, uint64_t length, int64_t now_ms,
+                                        Taker taker) {
   const auto reserve = [&] {
     return session == kNoSession ? pool_->Reserve(length) : pool_->ReserveInArena(session, length);
   };
@@ -131,10 +134,10 @@ Result<WriteHandle> Tenant::ReserveWith(SessionId session, uint64_t length, int6
                     " bytes fits into no region; raise region-size or maxmemory");
   }
   // Whether memory is, or can be made to be, on its way.
-  const auto retire = [&] {
+  const auto retire = [&](std::optional<SessionId> elsewhere_of = std::nullopt) {
     using Sparing = ExtentPool::Sparing;
     const bool keep_all = !keyspace_->partitions().evicts();
-    return pool_->RetireOne(keep_all ? Sparing::kAll : Sparing::kShared);
+    return pool_->RetireOne(keep_all ? Sparing::kAll : Sparing::kShared, elsewhere_of);
   };
   // As much is free as eviction ever frees ahead, but not where it helps, as in arenas that lie
   // idle.  What is free in others' arenas is not lost, though: they need evict nothing for their
@@ -143,7 +146,15 @@ Result<WriteHandle> Tenant::ReserveWith(SessionId session, uint64_t length, int6
     return static_cast<double>(pool_->FreeElsewhere(session)) >
            evict_ratio_.load(std::memory_order_relaxed) * static_cast<double>(budget_.limit());
   };
-  if (scattered()) retire();
+  // What comes up takes the place of what came up before, wherever else there is room.
+  for (uint64_t evicted = 0; taker == Taker::kLoad && evicted < kFinishFactor * length;) {
+    const uint64_t bytes = EvictOneCold(now_ms);
+    if (bytes == 0) break;
+    evicted += bytes;
+    handle = reserve();
+    if (handle || handle.error().code != ErrorCode::kOutOfMemory) return handle;
+  }
+  if (scattered()) retire(session);
   const uint64_t most = std::max(length * kEvictionFactor, kEvictionFloor);
   const auto busy = [&] {
     return Fail(ErrorCode::kBusy, handle.error().message + " yet: memory is being emptied");
@@ -153,8 +164,8 @@ Result<WriteHandle> Tenant::ReserveWith(SessionId session, uint64_t length, int6
     const bool in_vain = evicted >= kFinishFactor * length;
     const bool waits = evicted >= length && Roomy(length) && pool_->Emptying();
     const bool finished = (in_vain || waits) && FinishDraining(now_ms);
-    if (!finished && (waits || (in_vain && scattered() && retire()))) return busy();
-    const uint64_t bytes = finished ? 0 : EvictOneBulk(now_ms);
+    if (!finished && (waits || (in_vain && scattered() && retire(session)))) return busy();
+    const uint64_t bytes = finished ? 0 : EvictOneBulk(now_ms, taker);
     if (!finished && bytes == 0 && !FinishDraining(now_ms)) break;
     evicted += bytes;
     handle = reserve();
@@ -240,7 +251,7 @@ uint64_t Tenant::EvictOne(int64_t now_ms) {
   return bytes;
 }
 
-uint64_t Tenant::EvictOneBulk(int64_t now_ms) {
+uint64_t Tenant::EvictOneBulk(int64_t now_ms, Taker taker) {
   const Partitions& partitions = keyspace_->partitions();
   Partitions::Order order;
   const size_t count = partitions.VictimOrder(&order);
@@ -248,8 +259,21 @@ uint64_t Tenant::EvictOneBulk(int64_t now_ms) {
   for (const Mercy mercy : {Mercy::kHeldAndPinned, Mercy::kPinned, Mercy::kNone}) {
     for (const uint8_t partition : std::span(order).first(count)) {
       if (partitions.policy(partition) == MaxmemoryPolicy::kNoEviction) continue;
-      if (const auto bytes = EvictOneBulk(partition, now_ms, mercy)) return *bytes;
+      const bool cold = bulk_policy_.ColdFirst(partition, taker == Taker::kLoad);
+      for (const bool these : {cold, !cold}) {
+        if (const auto bytes = EvictOneBulk(partition, these, now_ms, mercy)) return *bytes;
+      }
     }
+  }
+  return 0;
+}
+
+uint64_t Tenant::EvictOneCold(int64_t now_ms) {
+  Partitions::Order order;
+  const size_t count = keyspace_->partitions().VictimOrder(&order);
+  for (const uint8_t partition : std::span(order).first(count)) {
+    if (!bulk_policy_.ColdFirst(partition, true)) continue;
+    if (const auto bytes = EvictOneBulk(partition, true, now_ms, Mercy::kHeldAndPinned)) return *bytes;
   }
   return 0;
 }
@@ -279,10 +303,11 @@ Tenant::Outcome Tenant::Evict(const ValueRef& value, int64_t now_ms, bool ignore
   return evicted == Eviction::kFreed ? Outcome::kFreed : Outcome::kKept;
 }
 
-std::optional<uint64_t> Tenant::EvictOneBulk(uint8_t partition, int64_t now_ms, Mercy mercy) {
+std::optional<uint64_t> Tenant::EvictOneBulk(uint8_t partition, bool cold, int64_t now_ms,
+                                              Mercy mercy) {
   const BulkValue* first_spared = nullptr;
   for (int i = 0; i < kVictimsPerRound; ++i) {
-    ValueRef victim = bulk_policy_.Victim(partition);
+    ValueRef victim = bulk_policy_.Victim(partition, cold);
     if (!victim || victim.get() == first_spared) return std::nullopt;  // none, or once round
     const uint64_t bytes = ExtentAllocator::RoundUp(victim->length());
     const bool held = victim->references() > 2;

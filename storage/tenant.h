@@ -29,6 +29,7 @@ struct TenantOptions {
   std::vector<PartitionOptions> partitions;
   double high_watermark = 0.95;  // share of the quota at which eviction starts
   double evict_ratio = 0.05;     // and goes on until `high_watermark - evict_ratio`
+  double cold_share = 0.1;       // see BulkPolicy
   uint64_t region_bytes = 0;     // 0: a sixteenth of the quota, at most 1 GiB
   uint64_t arena_bytes = 0;      // 0: a quarter of region_bytes
   RegionOptions region;
@@ -88,6 +89,7 @@ class Tenant {
   std::atomic<uint64_t>& holds() { return holds_; }
 
   void SetWatermarks(double high, double evict_ratio);
+  void SetColdShare(double share) { bulk_policy_.set_cold_share(share); }
   void SetQuota(uint64_t bytes) { budget_.set_limit(bytes); }
 
   // One slice of background work: expiry, eviction above the watermark, faulting memory in,
@@ -111,14 +113,19 @@ class Tenant {
   // With that many bytes more in use eviction would be over, below the low watermark.
   bool Roomy(uint64_t bytes) const;
   uint64_t coming_bytes() const { return ssd_ != nullptr ? ssd_->queued_bytes() : 0; }
-  Result<WriteHandle> ReserveWith(SessionId session, uint64_t length, int64_t now_ms);
+  // Who takes the memory of those that are evicted.
+  enum class Taker : uint8_t { kWrite, kLoad };
+  Result<WriteHandle> ReserveWith(SessionId session, uint64_t length, int64_t now_ms,
+                                  Taker taker = Taker::kWrite);
   bool EvictToLimit(int64_t now_ms);
   // Evicts one value or a handful of entries; returns the bytes that will come back, now or when
   // they are on the SSD; 0: nothing is evictable, or too much is on its way.
   uint64_t EvictOne(int64_t now_ms);
-  uint64_t EvictOneBulk(int64_t now_ms);
+  uint64_t EvictOneBulk(int64_t now_ms, Taker taker = Taker::kWrite);
+  // Of those that came up cold, where they are many.
+  uint64_t EvictOneCold(int64_t now_ms);
   // Of one partition; nullopt: nothing of it could go, but another's may.
-  std::optional<uint64_t> EvictOneBulk(uint8_t partition, int64_t now_ms, Mercy mercy);
+  std::optional<uint64_t> EvictOneBulk(uint8_t partition, bool cold, int64_t now_ms, Mercy mercy);
   uint64_t EvictOneInline(int64_t now_ms);
   bool MaintainOnce(int64_t now_ms);
   bool EvictAboveWatermark(int64_t now_ms);

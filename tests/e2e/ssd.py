@@ -9,11 +9,11 @@ KIB = 1 << 10
 MIB = 1 << 20
 
 # Little memory and small files, so that values move and the store flushes and compacts; a policy
-# under which other writes push down whatever was read before; and time, for slow disks and busy
-# machines.
+# under which other writes push down whatever was read or came up before; and time, for slow disks
+# and busy machines.
 FLAGS = ("--ssd-chunk", "64kb", "--ssd-write-buffer", "4mb", "--dram-high-watermark", "0.2",
-         "--dram-evict-ratio", "0.1", "--maxmemory-policy", "allkeys-lru", "--memory-wait",
-         str(DEADLINE_S * 500), "--ssd-stop-timeout", str(DEADLINE_S))
+         "--dram-evict-ratio", "0.1", "--dram-cold-share", "0", "--maxmemory-policy", "allkeys-lru",
+         "--memory-wait", str(DEADLINE_S * 500), "--ssd-stop-timeout", str(DEADLINE_S))
 MEMORY = "64mb"
 FILLERS = 64
 

@@ -60,5 +60,97 @@ TEST_F(BulkPolicyTest, OfTooManyReadsASampleIsLearnedFrom) {
   EXPECT_TRUE(policy_.NoteBatch(others, BatchKind::kRead));
 }
 
+// --- values that came up cold --------------------------------------------------------------------
+
+class ColdValuesTest : public testing::TestWithParam<MaxmemoryPolicy> {
+ protected:
+  void TearDown() override {
+    for (const ValueRef& value : values_) policy_.Unlink(value.get(), false);
+  }
+  BulkValue* Link(bool cold) {
+    values_.push_back(MakeBulk(*pool_, std::string(5000, 'x')));
+    values_.back()->set_owner_hash(values_.size());
+    policy_.Link(values_.back().get(), 0, 0, cold);
+    return values_.back().get();
+  }
+  void Touch(BulkValue* value) {
+    BulkValue* const read[] = {value};
+    policy_.Touch(read);
+  }
+
+  MemoryBudget budget_{64 * kMiB};
+  std::unique_ptr<ExtentPool> pool_ = MakePool(SmallPool(), &budget_);
+  BulkPolicy policy_{GetParam()};
+  std::vector<ValueRef> values_;
+};
+
+TEST_P(ColdValuesTest, TheOldestGoesFirstUnlessItIsReadAgain) {
+  Link(false);
+  BulkValue* const first = Link(true);
+  BulkValue* const second = Link(true);
+  EXPECT_EQ(policy_.Victim(0, true).get(), first);
+  Touch(first);
+  EXPECT_EQ(policy_.Victim(0, true).get(), second);
+  policy_.Spare(ValueRef::Share(second));
+  EXPECT_EQ(policy_.Victim(0, true).get(), second);  // there is no other
+  policy_.Unlink(second, true);
+  EXPECT_FALSE(policy_.Victim(0, true));
+  // The one that was read is among the others now.
+  policy_.Unlink(values_[0].get(), false);
+  EXPECT_EQ(policy_.Victim(0, false).get(), first);
+}
+
+TEST_P(ColdValuesTest, LoadsReplaceThemFromHalfTheShareOnOthersAboveIt) {
+  policy_.set_cold_share(0.2);
+  for (int i = 0; i < 80; ++i) Link(false);
+  int cold = 0;
+  const auto expect = [&](bool load, bool others) {
+    EXPECT_EQ(policy_.ColdFirst(0, true), load) << cold;
+    EXPECT_EQ(policy_.ColdFirst(0, false), others) << cold;
+  };
+  for (; cold < 20; ++cold) {
+    const double share = cold / (80.0 + cold);
+    expect(share > 0.1, share > 0.2);
+    Link(true);
+  }
+  expect(true, false);  // a fifth
+  BulkValue* const last = Link(true);
+  expect(true, true);
+  Touch(last);
+  expect(true, false);
+  policy_.set_cold_share(1);
+  expect(false, false);
+  policy_.set_cold_share(0);
+  expect(true, true);
+}
+
+TEST_P(ColdValuesTest, TheyMoveAndChangePoliciesLikeOthers) {
+  BulkValue* const cold = Link(true);
+  Link(false);
+  ValueRef moved = MakeBulk(*pool_, std::string(5000, 'x'));
+  policy_.Replace(cold, moved.get());
+  EXPECT_EQ(policy_.Victim(0, true).get(), moved.get());
+  policy_.Unlink(cold, false);  // which is linked no more
+  EXPECT_TRUE(policy_.ColdFirst(0, false));
+  policy_.Change(MaxmemoryPolicy::kAllKeysLru);
+  EXPECT_FALSE(policy_.Victim(0, true));
+  EXPECT_FALSE(policy_.Victim(0, false));
+  EXPECT_FALSE(policy_.ColdFirst(0, true));
+  policy_.Change(MaxmemoryPolicy::kAllKeysLru, 3);
+  policy_.Assign(moved.get(), 3);
+  policy_.Link(moved.get(), 0, 0, true);
+  EXPECT_EQ(policy_.Victim(3, true).get(), moved.get());
+  EXPECT_FALSE(policy_.Victim(0, true));
+  policy_.Assign(moved.get(), 0);
+  EXPECT_FALSE(policy_.ColdFirst(3, true));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ColdValuesTest,
+                         testing::Values(MaxmemoryPolicy::kAllKeysLru, MaxmemoryPolicy::kAllKeysLfu,
+                                         MaxmemoryPolicy::kAllKeysS3Fifo,
+                                         MaxmemoryPolicy::kAllKeysPrefix,
+                                         MaxmemoryPolicy::kAllKeysRandom,
+                                         MaxmemoryPolicy::kVolatileTtl));
+
 }  // namespace
 }  // namespace moonpool::storage

@@ -73,7 +73,7 @@ TEST_P(EveryPolicyTest, VictimsAreItemsAndAllItemsAreVictims) {
       case 1: {
         if (size > 200) break;
         auto item = Item(next++, random.Between(1, 100) * 4096);
-        random.Chance(0.2) ? policy_->InsertCold(item.get()) : policy_->Insert(item.get());
+        policy_->Insert(item.get());
         items.emplace(item->key_hash, std::move(item));
         break;
       }
@@ -165,36 +165,6 @@ INSTANTIATE_TEST_SUITE_P(All, EveryPolicyTest,
                                          std::pair{"Prefix", &NewPrefixPolicy},
                                          std::pair{"Random", &MakeRandomPolicy},
                                          std::pair{"Ttl", &MakeTtlPolicy}),
-                         [](const auto& test) { return std::string(test.param.first); });
-
-class ColdTest : public testing::TestWithParam<std::pair<const char*, Make>> {};
-
-TEST_P(ColdTest, AColdItemGoesFirstUnlessItIsUsed) {
-  for (const bool used : {false, true}) {
-    const std::unique_ptr<EvictionPolicy> policy = GetParam().second();
-    std::vector<std::unique_ptr<PolicyItem>> items;
-    for (uint64_t i = 0; i < 50; ++i) {
-      items.push_back(Item(i));
-      policy->Insert(items.back().get());
-    }
-    items.push_back(Item(1000));
-    policy->InsertCold(items.back().get());
-    if (used) {
-      policy->Access(items.back().get());
-      policy->Access(items.back().get());
-      EXPECT_NE(policy->Victim(), items.back().get());
-    } else {
-      EXPECT_EQ(policy->Victim(), items.back().get());
-    }
-    EXPECT_EQ(Drain(*policy).size(), items.size());
-  }
-}
-
-INSTANTIATE_TEST_SUITE_P(Ordered, ColdTest,
-                         testing::Values(std::pair{"Lru", &MakeLruPolicy},
-                                         std::pair{"Lfu", &MakeLfuPolicy},
-                                         std::pair{"S3Fifo", &MakeS3FifoPolicy},
-                                         std::pair{"Prefix", &NewPrefixPolicy}),
                          [](const auto& test) { return std::string(test.param.first); });
 
 // --- each by its own rule ------------------------------------------------------------------------

@@ -238,7 +238,7 @@ TEST(PartitionsTest, WhatIsNeverLetInStaysCold) {
   const auto set = store.keyspace.partition_set();
   using Arrival = BulkValue::Arrival;
   // Two written ones, and between them one that came up from the SSD.
-  const auto victim_after = [&](const std::string& prefix, Arrival arrival, int reads) {
+  const auto cold_after = [&](const std::string& prefix, Arrival arrival, int reads) {
     store.keyspace.Clear();
     for (const char* name : {"1", "2", "3"}) store.SetBulk(prefix + name, "x");
     ValueRef value;
@@ -252,15 +252,15 @@ TEST(PartitionsTest, WhatIsNeverLetInStaysCold) {
     store.bulk_policy.Link(value.get(), 0, 0, true);
     BulkValue* const read[] = {value.get()};
     for (int i = 0; i < reads; ++i) store.keyspace.Touch(read);
-    const ValueRef victim = store.bulk_policy.Victim(set->Match(prefix));
+    const ValueRef victim = store.bulk_policy.Victim(set->Match(prefix), true);
     return victim.get() == value.get();
   };
-  EXPECT_TRUE(victim_after("other:", Arrival::kCold, 1));
-  EXPECT_FALSE(victim_after("other:", Arrival::kCold, 2));
-  EXPECT_TRUE(victim_after("never:", Arrival::kCold, 5));
-  EXPECT_TRUE(victim_after("never:", Arrival::kAhead, 5));
-  EXPECT_TRUE(victim_after("always:", Arrival::kAhead, 0));
-  EXPECT_FALSE(victim_after("always:", Arrival::kAhead, 1));
+  EXPECT_TRUE(cold_after("other:", Arrival::kCold, 1));
+  EXPECT_FALSE(cold_after("other:", Arrival::kCold, 2));
+  EXPECT_TRUE(cold_after("never:", Arrival::kCold, 5));
+  EXPECT_TRUE(cold_after("never:", Arrival::kAhead, 5));
+  EXPECT_TRUE(cold_after("always:", Arrival::kAhead, 0));
+  EXPECT_FALSE(cold_after("always:", Arrival::kAhead, 1));
 }
 
 TEST(PartitionsTest, EachLearnsFromItsOwnKeys) {

@@ -13,6 +13,7 @@
 
 #include "storage/upkeep.h"
 #include "tests/protocol/random.h"
+#include "tests/storage/arena_client.h"
 #include "tests/storage/store.h"
 
 namespace moonpool::storage {
@@ -414,50 +415,11 @@ TEST(TenantPinTest, HeldBytesAreNeverReused) {
 
 // --- arenas --------------------------------------------------------------------------------------
 
-// A session's client: maps its arena and writes there itself.
-class Client {
- public:
-  Client(Tenant& tenant, SessionId session) : tenant_(tenant), session_(session) {}
-  ~Client() { Unmap(); }
-
-  // KV.ALLOC, a write through the mapping, KV.COMMIT.
-  uint32_t Put(const std::string& key, const std::string& bytes) {
-    auto handle = tenant_.ReserveInArena(session_, bytes.size(), 1);
-    MOONPOOL_CHECK(handle.has_value());
-    Region* region = handle->extent().region;
-    auto [mapping, fresh] = mappings_.emplace(region->id(), nullptr);
-    if (fresh) {
-      MOONPOOL_CHECK(tenant_.pool().MayMapWritable(session_, region->id()));
-      bytes_ = region->bytes();
-      mapping->second = MapAligned(region->fd(), region->bytes(), PROT_READ | PROT_WRITE);
-      MOONPOOL_CHECK(mapping->second != nullptr);
-      MOONPOOL_CHECK(tenant_.pool().ArenaMapped(session_, region->id()).has_value());
-    }
-    std::memcpy(mapping->second + handle->extent().offset, bytes.data(), bytes.size());
-    const uint32_t id = region->id();
-    ValueRef value = std::move(*handle).Publish(0xc0ffee);
-    KeyLock lock(tenant_.keyspace(), key, 1);
-    lock.key.SetBulk(std::move(value));
-    return id;
-  }
-  void Unmap() {
-    for (const auto& [id, data] : mappings_) munmap(data, bytes_);
-    mappings_.clear();
-  }
-  const std::map<uint32_t, char*>& mappings() const { return mappings_; }
-
- private:
-  Tenant& tenant_;
-  const SessionId session_;
-  std::map<uint32_t, char*> mappings_;
-  size_t bytes_ = 0;
-};
-
 TEST(TenantArenaTest, ValuesMoveOutWhenTheSessionEnds) {
   const auto tenant = MakeTenant(SmallTenant(MaxmemoryPolicy::kAllKeysLru));
   std::vector<uint32_t> gone;
   tenant->pool().set_on_gone([&](uint32_t region) { gone.push_back(region); });
-  Client client(*tenant, kSession);
+  ArenaClient client(*tenant, kSession);
   uint32_t arena = 0;
   for (int i = 0; i < 20; ++i) arena = client.Put(Name(i), Contents(i, 50'000));
   ASSERT_EQ(client.mappings().size(), 1u);
@@ -500,7 +462,7 @@ TEST(TenantArenaTest, ValuesMoveOutWhenTheSessionEnds) {
 
 TEST(TenantArenaTest, AValueSomebodyHoldsKeepsTheArenaOnlyAsLongAsItIsHeld) {
   const auto tenant = MakeTenant(SmallTenant(MaxmemoryPolicy::kAllKeysLru));
-  Client client(*tenant, kSession);
+  ArenaClient client(*tenant, kSession);
   const uint32_t arena = client.Put("held", Contents(1, 50'000));
   client.Put("dropped", Contents(2, 50'000));
   ValueRef held = Hold(*tenant, "held"), dropped = Hold(*tenant, "dropped");
@@ -522,7 +484,7 @@ TEST(TenantArenaTest, AValueSomebodyHoldsKeepsTheArenaOnlyAsLongAsItIsHeld) {
 TEST(TenantArenaTest, HeldValuesDoNotStopTheOthersFromMoving) {
   // Their slots come first, and nobody can move them: no key refers to them any more.
   const auto tenant = MakeTenant(SmallTenant(MaxmemoryPolicy::kAllKeysLru));
-  Client client(*tenant, kSession);
+  ArenaClient client(*tenant, kSession);
   std::vector<ValueRef> held;
   for (int i = 0; i < 30; ++i) {
     client.Put(Name(i), Contents(i, 20'000));
@@ -542,7 +504,7 @@ TEST(TenantArenaTest, HeldValuesDoNotStopTheOthersFromMoving) {
 
 TEST(TenantArenaTest, WhenMemoryIsShortValuesThatCannotMoveGo) {
   const auto tenant = MakeTenant(SmallTenant(MaxmemoryPolicy::kAllKeysLru, 8 * kMiB));
-  Client client(*tenant, kSession);
+  ArenaClient client(*tenant, kSession);
   for (int i = 0; i < 20; ++i) client.Put(Name(i), Contents(i, 50'000));
   // Everything else is full of values that may not go.
   const int end = FillUp(*tenant, 50'000, 100);
@@ -566,7 +528,7 @@ TEST(TenantArenaTest, WhenMemoryIsShortValuesThatCannotMoveGo) {
 TEST(TenantArenaTest, WritersNeedNotWaitUntilTheArenasOfAnEndedSessionAreDrained) {
   for (const auto policy : kEvicting) {
     const auto tenant = MakeTenant(SmallTenant(policy));
-    Client client(*tenant, kSession);
+    ArenaClient client(*tenant, kSession);
     for (int i = 0; i < 300; ++i) client.Put(Name(i), Contents(i, 100'000));
     EXPECT_GT(tenant->budget().extent_bytes(), 12 * kMiB);  // nearly all of it in arenas
     tenant->pool().SessionEnded(kSession);
@@ -592,9 +554,9 @@ TEST(TenantArenaTest, WritersNeedNotWaitUntilTheArenasOfAnEndedSessionAreDrained
 
 TEST(TenantArenaTest, AnArenaThatLiesIdleIsRetiredWhenOthersNeedTheMemory) {
   const auto tenant = MakeTenant(SmallTenant(MaxmemoryPolicy::kAllKeysLru, 8 * kMiB));
-  std::vector<std::unique_ptr<Client>> clients;
+  std::vector<std::unique_ptr<ArenaClient>> clients;
   for (SessionId session = 1; session <= 3; ++session) {
-    clients.push_back(std::make_unique<Client>(*tenant, session));
+    clients.push_back(std::make_unique<ArenaClient>(*tenant, session));
     clients.back()->Put(Name(static_cast<int>(session)), Contents(1, 10'000));
   }
   for (int i = 100; i < 150; ++i) ASSERT_TRUE(SetBulk(*tenant, Name(i), Contents(i, 100'000)));
@@ -615,15 +577,15 @@ TEST(TenantArenaTest, WhatIsFreeInOthersArenasIsWaitedForAndNotEvictedInVain) {
   constexpr uint64_t kQuota = 160 * kMiB;
   for (const auto policy : kEvicting) {
     const auto tenant = MakeTenant(SmallTenant(policy, kQuota));
-    std::vector<std::unique_ptr<Client>> clients;
-    std::map<uint32_t, Client*> owners;
+    std::vector<std::unique_ptr<ArenaClient>> clients;
+    std::map<uint32_t, ArenaClient*> owners;
     tenant->pool().set_on_gone([&](uint32_t region) {
       const auto owner = owners.find(region);
       if (owner != owners.end()) owner->second->Unmap();
     });
     int key = 0;
     for (SessionId session = 1; tenant->budget().region_bytes() + 4 * kMiB <= kQuota; ++session) {
-      clients.push_back(std::make_unique<Client>(*tenant, session));
+      clients.push_back(std::make_unique<ArenaClient>(*tenant, session));
       for (int i = 0; i < 4; ++i) {
         owners[clients.back()->Put(Name(key), Contents(key, 500'000))] = clients.back().get();
         ++key;
@@ -728,7 +690,7 @@ TEST(TenantTest, RandomWorkAgainstAModel) {
     const auto tenant = MakeTenant(SmallTenant(policy, 12 * kMiB));
     std::map<std::string, std::string> model;
     std::vector<std::pair<ValueRef, std::string>> held;
-    std::vector<std::unique_ptr<Client>> clients;
+    std::vector<std::unique_ptr<ArenaClient>> clients;
     SessionId session = 1;
     uint64_t hits = 0, misses = 0;
     for (int step = 0; step < Steps(20000); ++step) {
@@ -754,7 +716,7 @@ TEST(TenantTest, RandomWorkAgainstAModel) {
               if (random.Chance(0.7)) clients.back()->Unmap();  // some leave it to the end
             }
             if (clients.size() > 3) clients.erase(clients.begin());
-            clients.push_back(std::make_unique<Client>(*tenant, ++session));
+            clients.push_back(std::make_unique<ArenaClient>(*tenant, ++session));
           }
           // The arena may be refused; then there is no client's Put either.
           if (!tenant->ReserveInArena(session, bytes.size(), 1)) break;
