@@ -272,7 +272,10 @@ uint64_t Tenant::EvictOneCold(int64_t now_ms) {
   Partitions::Order order;
   const size_t count = keyspace_->partitions().VictimOrder(&order);
   for (const uint8_t partition : std::span(order).first(count)) {
-    if (!bulk_policy_.ColdFirst(partition, true)) continue;
+    if (keyspace_->partitions().policy(partition) == MaxmemoryPolicy::kNoEviction ||
+        !bulk_policy_.ColdFirst(partition, true)) {
+      continue;
+    }
     if (const auto bytes = EvictOneBulk(partition, true, now_ms, Mercy::kHeldAndPinned)) return *bytes;
   }
   return 0;
