@@ -308,9 +308,7 @@ bool ExtentPool::RetireOne(Sparing sparing, std::optional<SessionId> elsewhere_o
     if (region->draining) continue;
     const bool shared = region->region->kind() == Region::Kind::kShared;
     if (shared && shared_.size() < 2) continue;
-    if (elsewhere_of && *elsewhere_of == region->session && shared == (*elsewhere_of == kNoSession)) {
-      continue;
-    }
+    if (elsewhere_of == region->session) continue;  // shared ones are of kNoSession
     // Its writer has yet to map it: the emptiest, and the one that will be filled first.
     if (!shared && !region->sealed && region->extents > 0) continue;
     const uint64_t free = region->allocator.free_bytes();

@@ -47,6 +47,7 @@ class SsdTierColdTest : public testing::Test {
     MutexLock lock(mu_);
     for (const uint32_t region : std::exchange(gone_, {})) client_->Unmap(region);
   }
+
   static constexpr uint64_t kOld = 600;  // nearly twice what memory holds
   TieredTenant t_;
   std::unique_ptr<ArenaClient> client_;
