@@ -234,6 +234,7 @@ void TiersSection(Context& c, Text& out) {
   Row(out, "tier_ssd_disk_bytes", s.store.disk_bytes);
   Row(out, "tier_ssd_garbage_bytes", s.store.garbage_bytes);
   Row(out, "tier_ssd_blob_files", s.store.blob_files);
+  Row(out, "tier_ssd_chunks_in_place", s.store.chunks_in_place);
   Row(out, "tier_ssd_write_amplification",
       fmt::format("{:.2f}", s.store.payload_bytes_written == 0
                                 ? 1.0

@@ -142,6 +142,16 @@ Status ExtentPool::AddRegion(Region::Kind kind, SessionId session, uint64_t leas
   return {};
 }
 
+void ExtentPool::FaultIn(const WriteHandle& handle) {
+  const Extent& extent = handle.extent();
+  {
+    MutexLock lock(mu_);
+    const PoolRegion& region = *regions_.at(extent.region->id());
+    if (!region.populating || region.populated >= extent.offset + extent.length) return;
+  }
+  extent.region->Populate(extent.offset, extent.length);
+}
+
 ValueRef ExtentPool::Publish(const Extent& extent, std::optional<uint32_t> crc) {
   auto* value = new BulkValue();
   value->pool_ = this;

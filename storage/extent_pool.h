@@ -68,6 +68,9 @@ class ExtentPool {
   Result<WriteHandle> ReserveInArena(SessionId session, uint64_t length);
   // False when no region, now or after making one, could hold so long a value at all.
   bool CouldHold(uint64_t length) const;
+  // Faults in the memory of a reservation, where that was not done ahead: a device that writes to
+  // it would otherwise find small pages, which take several times as long.  Blocks.
+  void FaultIn(const WriteHandle& handle) EXCLUDES(mu_);
   // A second value showing the same extent (COPY).
   ValueRef Alias(const BulkValue& value);
 

@@ -5,6 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "storage/ssd_blob_file.h"
+
 namespace moonpool::storage {
 
 namespace {
@@ -48,7 +50,12 @@ class SsdFileSystem : public rocksdb::FileSystemWrapper {
   IOStatus NewRandomAccessFile(const std::string& name, const FileOptions& options,
                                std::unique_ptr<FSRandomAccessFile>* result,
                                IODebugContext* context) override {
-    return FileSystemWrapper::NewRandomAccessFile(name, For(name, options), result, context);
+    const FileOptions ours = For(name, options);
+    IOStatus status = FileSystemWrapper::NewRandomAccessFile(name, ours, result, context);
+    if (status.ok() && name.ends_with(".blob")) {
+      *result = NewBlobFile(std::move(*result), ours.use_direct_reads);
+    }
+    return status;
   }
   IOStatus NewWritableFile(const std::string& name, const FileOptions& options,
                            std::unique_ptr<FSWritableFile>* result,

@@ -16,7 +16,7 @@ namespace moonpool::storage {
 namespace {
 
 constexpr std::string_view kMagic = "moonpool-ssd ";
-constexpr unsigned kVersion = 2;
+constexpr unsigned kVersion = 3;
 
 tl::unexpected<Error> FailHere(const std::string& what) {
   const bool full = errno == ENOSPC || errno == EDQUOT;

@@ -45,4 +45,12 @@ class ChunkKey {
   char bytes_[12];
 };
 
+// What else there is of a version has numbers that no chunk has.
+inline constexpr uint32_t kFirstChecksums = uint32_t{1} << 31;
+inline constexpr uint32_t kChecksumsPerEntry = 256;
+inline ChunkKey ChecksumsKey(uint64_t id, uint32_t chunk) {
+  return {id, kFirstChecksums + chunk / kChecksumsPerEntry};
+}
+inline ChunkKey CompleteKey(uint64_t id) { return {id, ~uint32_t{0}}; }
+
 }  // namespace moonpool::storage

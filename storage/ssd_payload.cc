@@ -11,22 +11,47 @@
 #include <cstring>
 
 #include "protocol/crc32c.h"
+#include "storage/ssd_blob_file.h"
+#include "storage/ssd_chunk_layout.h"
 #include "storage/ssd_key.h"
 
 namespace moonpool::storage {
 
 namespace {
 
-constexpr uint32_t kCompleteChunk = ~uint32_t{0};
+using Checksum = uint32_t;
 
-uint32_t ChecksumOf(const ChunkKey& key, std::string_view bytes) {
+// More than an entry of checksums takes.
+constexpr uint64_t kLeastInBlobFile = 2048;
+static_assert(kChecksumsPerEntry * sizeof(Checksum) < kLeastInBlobFile);
+// Of a write buffer: in one block of memory, and what an entry takes besides the chunk.
+constexpr uint64_t kChunksPerBlock = 4;
+constexpr uint64_t kChunkEntryBytes = 256;
+constexpr char kZeros[kSsdPageBytes * 2] = {};
+
+Checksum ChecksumOf(const ChunkKey& key, std::string_view bytes) {
   return protocol::Crc32c(protocol::Crc32c(0, key.data(), key.size()), bytes.data(), bytes.size());
+}
+
+// What is stored, but for the zeros around it, of a chunk in whole sectors.
+struct Stored {
+  std::string_view bytes;
+  bool aligned;
+};
+
+void Put(rocksdb::WriteBatch& batch, const ChunkKey& key, const Stored& stored) {
+  const rocksdb::Slice key_slice = key;
+  const uint64_t tail = stored.aligned ? ChunkTailBytes(stored.bytes.size()) : 0;
+  const rocksdb::Slice value[] = {{kZeros, stored.aligned ? kChunkLeadBytes : 0},
+                                  {stored.bytes.data(), stored.bytes.size()},
+                                  {kZeros, tail}};
+  batch.Put(rocksdb::SliceParts(&key_slice, 1), rocksdb::SliceParts(value, std::size(value)));
 }
 
 void PutComplete(rocksdb::WriteBatch& batch, uint64_t id, uint64_t length) {
   char value[8];
   StoreBigEndian(value, length);
-  batch.Put(ChunkKey(id, kCompleteChunk), rocksdb::Slice(value, sizeof(value)));
+  batch.Put(CompleteKey(id), rocksdb::Slice(value, sizeof(value)));
 }
 
 }  // namespace
@@ -43,14 +68,17 @@ rocksdb::Options SsdPayload::DatabaseOptions(const SsdOptions& options, const Ss
   // One being written, one being flushed, one that has filled meanwhile.
   result.write_buffer_size = options.write_buffer_bytes;
   result.max_write_buffer_number = 3;
-  // Chunks of 1 MiB side by side: one by one each would take 1.25 MiB of heap.
-  result.arena_block_size = options.write_buffer_bytes / 2;
+  // One by one chunks of 1 MiB would take 1.25 MiB of heap each.  More than four in a block would
+  // leave the last one's end unused: a buffer is taken for full when a quarter of a block is free.
+  result.arena_block_size =
+      std::min(options.write_buffer_bytes / 2,
+               kChunksPerBlock * (AlignedChunkBytes(options.chunk_bytes) + kChunkEntryBytes));
   result.min_write_buffer_number_to_merge = 1;
   if (options.log_payload) result.max_total_wal_size = 4 * options.write_buffer_bytes;
 
   result.enable_blob_files = true;
-  // Only the marks that a version is complete, and the last bytes of some, are in the tables.
-  result.min_blob_size = 64;
+  // Only checksums, the marks that a version is complete, and the last bytes of some are in the tables.
+  result.min_blob_size = kLeastInBlobFile;
   result.blob_file_size = std::max<uint64_t>(256 << 20, options.write_buffer_bytes * 2);
   // Chunks are compressed before they get here, each as its partition wants it; a blob that RocksDB
   // compressed (format 1) says so itself.
@@ -113,23 +141,27 @@ void SsdPayload::Begin(uint64_t id) {
 
 Status SsdPayload::Write(uint64_t id, std::string_view bytes, SsdCompression compression) {
   const uint32_t chunks = SsdChunks(bytes.size(), chunk_bytes_);
-  rocksdb::WriteBatch batch(std::min<uint64_t>(bytes.size(), chunk_bytes_) + 128);
-  std::string compressed;
+  rocksdb::WriteBatch batch(AlignedChunkBytes(std::min<uint64_t>(bytes.size(), chunk_bytes_)) +
+                            2 * kLeastInBlobFile);
+  std::string compressed, checksums;
   for (uint32_t chunk = 0; chunk < chunks; ++chunk) {
-    const std::string_view part = bytes.substr(uint64_t{chunk} * chunk_bytes_, chunk_bytes_);
     const ChunkKey key(id, chunk);
-    std::string_view stored = part;
-    if (SsdCompress(compression, part, &compressed)) {
+    Stored stored{bytes.substr(uint64_t{chunk} * chunk_bytes_, chunk_bytes_),
+                  bytes.size() >= kLeastAlignedBytes};
+    if (SsdCompress(compression, stored.bytes, &compressed)) {
       compressed += static_cast<char>(compression);
-      stored = compressed;
+      stored = {compressed, false};
     }
-    const uint32_t crc = ChecksumOf(key, stored);
-    const rocksdb::Slice key_slice = key;
-    const rocksdb::Slice value[] = {{stored.data(), stored.size()},
-                                    {reinterpret_cast<const char*>(&crc), sizeof(crc)}};
+    const Checksum crc = ChecksumOf(key, stored.bytes);
+    checksums.append(reinterpret_cast<const char*>(&crc), sizeof(crc));
     batch.Clear();
-    batch.Put(rocksdb::SliceParts(&key_slice, 1), rocksdb::SliceParts(value, 2));
-    if (chunk + 1 == chunks) PutComplete(batch, id, bytes.size());
+    Put(batch, key, stored);
+    const bool last = chunk + 1 == chunks;
+    if (last || (chunk + 1) % kChecksumsPerEntry == 0) {
+      batch.Put(ChecksumsKey(id, chunk), checksums);
+      checksums.clear();
+    }
+    if (last) PutComplete(batch, id, bytes.size());
     if (const auto status = db_->Write(write_options_, &batch); !status.ok()) {
       return watch_->FailWrite("writing to the SSD", status);
     }
@@ -140,35 +172,70 @@ Status SsdPayload::Write(uint64_t id, std::string_view bytes, SsdCompression com
 }
 
 Status SsdPayload::Read(uint64_t id, uint64_t length, uint32_t chunk_bytes, uint32_t chunk,
-                        char* to) {
+                        std::span<char> to) {
   const uint64_t offset = uint64_t{chunk} * chunk_bytes;
   MOONPOOL_CHECK(chunk_bytes > 0 && offset < length);
   const uint64_t expected = std::min<uint64_t>(chunk_bytes, length - offset);
+  MOONPOOL_CHECK(to.size() >= expected);
   const ChunkKey key(id, chunk);
   rocksdb::ReadOptions options;
-  // Our checksum covers the bytes and whose they are; RocksDB's would be a second pass.
+  // Our checksums cover the bytes and whose they are; RocksDB's would be a second pass.
   options.verify_checksums = false;
-  rocksdb::PinnableSlice value;
-  const auto status = db_->Get(options, db_->DefaultColumnFamily(), key, &value);
-  if (!status.ok()) return FailRocks("reading from the SSD", status);
-  uint32_t crc = 0;
-  // What does not have its own length is compressed, and shorter.
-  const bool raw = value.size() == expected + sizeof(crc);
-  if (!raw && (value.size() <= 1 + sizeof(crc) || value.size() > expected)) {
-    return Fail(ErrorCode::kCorrupt, "a chunk on the SSD has " + std::to_string(value.size()) +
-                                         " bytes instead of " +
-                                         std::to_string(expected + sizeof(crc)));
+  const auto get = [&](const ChunkKey& wanted, rocksdb::PinnableSlice* value) {
+    return db_->Get(options, db_->DefaultColumnFamily(), wanted, value);
+  };
+
+  rocksdb::PinnableSlice checksums, value;
+  auto status = get(ChecksumsKey(id, chunk), &checksums);
+  const bool format_2 = status.IsNotFound();
+  if (!status.ok() && !format_2) return FailRocks("reading from the SSD", status);
+  std::string_view stored;
+  if (format_2) {  // or 1, where RocksDB has something to decompress
+    status = get(key, &value);
+    if (!status.ok()) return FailRocks("reading from the SSD", status);
+    stored = {value.data(), value.size()};
+  } else {
+    const uint64_t pages = SsdPages(expected);
+    const BlobRead read(AlignedChunkBytes(expected), kChunkLeadBytes,
+                        to.first(pages <= to.size() ? pages : 0));
+    status = get(key, &value);
+    if (!read.taken() && !status.ok()) return FailRocks("reading from the SSD", status);
+    stored = read.taken() ? read.blob() : std::string_view(value.data(), value.size());
+    if (read.in_place()) {
+      read_in_place_.fetch_add(1, std::memory_order_relaxed);
+      stored = {to.data(), expected};
+    } else if (stored.size() == AlignedChunkBytes(expected)) {
+      stored = stored.substr(kChunkLeadBytes, expected);
+    }
   }
-  const std::string_view stored(value.data(), value.size() - sizeof(crc));
-  std::memcpy(&crc, stored.data() + stored.size(), sizeof(crc));
-  if (raw) std::memcpy(to, stored.data(), expected);
+
+  Checksum crc = 0;
+  const auto corrupt = [](const std::string& what) {
+    return Fail(ErrorCode::kCorrupt, "a chunk on the SSD " + what);
+  };
+  if (format_2) {
+    if (stored.size() < sizeof(crc)) return corrupt("has no checksum");
+    std::memcpy(&crc, stored.data() + stored.size() - sizeof(crc), sizeof(crc));
+    stored.remove_suffix(sizeof(crc));
+  } else {
+    const size_t at = chunk % kChecksumsPerEntry * sizeof(crc);
+    if (checksums.size() < at + sizeof(crc)) return corrupt("has no checksum");
+    std::memcpy(&crc, checksums.data() + at, sizeof(crc));
+  }
+  // What does not have its own length is compressed, and shorter.
+  const bool raw = stored.size() == expected;
+  if (!raw && (stored.size() < 2 || stored.size() > expected)) {
+    return corrupt("has " + std::to_string(stored.size()) + " bytes instead of " +
+                   std::to_string(expected));
+  }
+  if (raw && stored.data() != to.data()) std::memcpy(to.data(), stored.data(), expected);
   // What was copied is what is checked.
-  if (crc != ChecksumOf(key, raw ? std::string_view(to, expected) : stored)) {
-    return Fail(ErrorCode::kCorrupt, "a chunk on the SSD does not have its checksum");
+  if (crc != ChecksumOf(key, raw ? std::string_view(to.data(), expected) : stored)) {
+    return corrupt("does not have its checksum");
   }
   if (!raw && !SsdDecompress(static_cast<SsdCompression>(stored.back()),
-                             stored.substr(0, stored.size() - 1), to, expected)) {
-    return Fail(ErrorCode::kCorrupt, "a chunk on the SSD cannot be decompressed");
+                             stored.substr(0, stored.size() - 1), to.data(), expected)) {
+    return corrupt("cannot be decompressed");
   }
   return {};
 }
@@ -184,7 +251,7 @@ Status SsdPayload::Flush() {
 Result<bool> SsdPayload::Complete(uint64_t id, uint64_t length) {
   rocksdb::PinnableSlice value;
   const auto status =
-      db_->Get({}, db_->DefaultColumnFamily(), ChunkKey(id, kCompleteChunk), &value);
+      db_->Get({}, db_->DefaultColumnFamily(), CompleteKey(id), &value);
   if (status.IsNotFound()) return false;
   if (!status.ok()) return FailRocks("reading from the SSD", status);
   return value.size() == 8 && LoadBigEndian<uint64_t>(value.data()) == length;

@@ -1,7 +1,8 @@
 // The payload database of an SsdStore: chunks of values, keyed by version and number.
 //
-//   id (8 bytes, big-endian) + chunk (4 bytes, big-endian) -> bytes + crc32c(key, bytes) (4 bytes)
-//     or, when that is shorter: compressed + codec (1 byte) + crc32c(key, compressed, codec) (4 bytes)
+//   id (8 bytes, big-endian) + chunk (4 bytes, big-endian) -> the chunk, see ssd_chunk_layout.h
+//   id + 0x80000000 + n -> crc32c(key, blob) (4 bytes) of each of the chunks 256 n ..; of chunks in
+//     whole sectors of the bytes alone
 //   id + 0xffffffff -> length (8 bytes): written last, so that it is there when all of it is
 //
 // Puts of chunks only ever go to ids that grow, so the tables that flushes make do not overlap but
@@ -43,7 +44,9 @@ class SsdPayload {
   // Before Write().
   void Begin(uint64_t id);
   Status Write(uint64_t id, std::string_view bytes, SsdCompression compression);
-  Status Read(uint64_t id, uint64_t length, uint32_t chunk_bytes, uint32_t chunk, char* to);
+  // As SsdStore::ReadChunk().
+  Status Read(uint64_t id, uint64_t length, uint32_t chunk_bytes, uint32_t chunk,
+              std::span<char> to);
   // Everything written before is durable when it returns.
   Status Flush();
   // Whether all of a version is here.
@@ -87,6 +90,7 @@ class SsdPayload {
     uint64_t pending_compaction_bytes = 0;
   };
   Space space() const;
+  uint64_t read_in_place() const { return read_in_place_.load(std::memory_order_relaxed); }
   SsdWatch& watch() const { return *watch_; }
   Status Resume() { return watch_->Resume(*db_); }
   void GiveUpResuming() { rocksdb::CancelAllBackgroundWork(db_.get(), false); }
@@ -114,6 +118,7 @@ class SsdPayload {
   rocksdb::WriteOptions write_options_;
   const std::shared_ptr<SsdWatch> watch_;
   const std::unique_ptr<rocksdb::DB> db_;
+  std::atomic<uint64_t> read_in_place_{0};  // chunks
 
   mutable Mutex mu_;
   std::map<uint64_t, Written> written_ GUARDED_BY(mu_);  // neither durable nor settled, or not both

@@ -24,7 +24,10 @@ Status SsdPayload::Delete(std::span<const Erased> versions) {
     for (uint32_t chunk = 0; chunk < version.chunks; ++chunk) {
       batch.Delete(ChunkKey(version.id, chunk));
     }
-    batch.Delete(ChunkKey(version.id, ~uint32_t{0}));
+    for (uint32_t first = 0; first < version.chunks; first += kChecksumsPerEntry) {
+      batch.Delete(ChecksumsKey(version.id, first));
+    }
+    batch.Delete(CompleteKey(version.id));
     bytes += version.length;
   }
   if (const auto status = db_->Write(write_options_, &batch); !status.ok()) {

@@ -211,7 +211,7 @@ Status SsdStore::WritePayload(uint64_t id, std::string_view bytes, SsdCompressio
   return {};
 }
 
-Status SsdStore::ReadChunk(const SsdRecord& version, uint32_t chunk, char* to) {
+Status SsdStore::ReadChunk(const SsdRecord& version, uint32_t chunk, std::span<char> to) {
   return payload_->Read(version.id, version.length, version.chunk_bytes, chunk, to);
 }
 
@@ -294,6 +294,7 @@ SsdStore::Stats SsdStore::stats() const {
   stats.disk_bytes_written =
       payload_->watch().disk_bytes_written() + index_->watch().disk_bytes_written();
   stats.blob_files = space.blob_files;
+  stats.chunks_in_place = payload_->read_in_place();
   stats.memory_bytes = space.memory_bytes + index_->memory_bytes();
   stats.pending_compaction_bytes = space.pending_compaction_bytes;
   stats.stalled = payload_->watch().stalled() || index_->watch().stalled();

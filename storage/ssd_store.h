@@ -1,7 +1,8 @@
 // What the SSD tier keeps on disk: two RocksDB databases under one directory.
 //
-//   DIR/format     "moonpool-ssd 2": the version of this layout.  Version 1, whose chunks RocksDB
-//                  compressed if anybody, is read as well, and is version 2 from then on
+//   DIR/format     "moonpool-ssd 3": the version of this layout.  Version 2, whose chunks have their
+//                  checksums with them, and version 1, whose chunks RocksDB compressed if anybody,
+//                  are read as well, and are version 3 from then on
 //   DIR/trusted    not there while changes cannot be written: a restart then starts empty
 //   DIR/payload/   the bytes of values in chunks, in blob files; puts are written without a log
 //   DIR/index/     which value versions are alive; every change is logged before it is acknowledged
@@ -51,7 +52,7 @@ struct SsdShared;
 struct SsdOptions {
   std::string directory;                   // made when it is not there
   uint32_t chunk_bytes = 1 << 20;          // of versions written from now on; at least 4 KiB
-  uint64_t write_buffer_bytes = 14 << 20;  // one memtable of the payload: one blob file.  Up to
+  uint64_t write_buffer_bytes = 12 << 20;  // one memtable of the payload: one blob file.  Up to
                                            // three are in memory; large stores want larger ones
                                            // (fewer files)
   using Compression = SsdCompression;
@@ -151,9 +152,11 @@ class SsdStore {
     return WritePayload(id, bytes, options_.compression);
   }
   Status WritePayload(uint64_t id, std::string_view bytes, SsdCompression compression);
-  // One chunk of a version into `to` (its length: min(chunk_bytes, length - chunk * chunk_bytes)),
-  // verified; the key is not used.  After an error `to` holds anything.
-  Status ReadChunk(const SsdRecord& version, uint32_t chunk, char* to);
+  // One chunk of a version to the beginning of `to` (its length: min(chunk_bytes, length - chunk *
+  // chunk_bytes)), verified; the key is not used.  Fastest where `to` begins with a page of memory
+  // and holds the whole of the chunk's last page; what is behind the chunk there is overwritten.
+  // After an error `to` holds anything.
+  Status ReadChunk(const SsdRecord& version, uint32_t chunk, std::span<char> to);
   // When it returns, everything written before is durable.
   Status FlushPayload();
   // A version whose record was never put (its key changed meanwhile).
@@ -183,6 +186,7 @@ class SsdStore {
     uint64_t payload_bytes_written = 0;  // by WritePayload() since Open()
     uint64_t disk_bytes_written = 0;     // by flushes and compactions since Open()
     uint64_t blob_files = 0;
+    uint64_t chunks_in_place = 0;           // read by the disk to where they were wanted, since Open()
     uint64_t memory_bytes = 0;              // write buffers, table readers, block caches
     uint64_t pending_compaction_bytes = 0;  // RocksDB's estimate, tables alone
     bool stalled = false;                   // writers wait for flushes

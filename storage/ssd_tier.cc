@@ -294,8 +294,13 @@ void SsdTier::Read() {
       version.id = job.place.id;
       version.length = job.place.length;
       version.chunk_bytes = job.place.chunk_bytes();
-      char* to = job.target.data() + uint64_t{task.chunk} * version.chunk_bytes;
-      if (const Status read = store_->ReadChunk(version, task.chunk, to); !read) {
+      // Extents are whole pages.
+      const uint64_t offset = uint64_t{task.chunk} * version.chunk_bytes;
+      const uint64_t room = std::min<uint64_t>(version.chunk_bytes,
+                                               ExtentAllocator::RoundUp(version.length) - offset);
+      if (const Status read =
+              store_->ReadChunk(version, task.chunk, {job.target.data() + offset, room});
+          !read) {
         const ErrorCode code = read.error().code;
         const bool lost = code == ErrorCode::kCorrupt || code == ErrorCode::kNotFound;
         if (lost) job.lost = true;

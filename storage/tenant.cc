@@ -81,7 +81,9 @@ Status Tenant::OpenSsd(const SsdTierOptions& options, int64_t now_ms) {
   auto tier = SsdTier::Open(
       options, *keyspace_,
       [this, wait_ms = options.wait_ms](uint64_t length, bool wait) {
-        return ReserveAndWait(length, wait ? MemoryWaitMs(wait_ms, length) : 0);
+        auto handle = ReserveAndWait(length, wait ? MemoryWaitMs(wait_ms, length) : 0);
+        if (handle) pool_->FaultIn(*handle);
+        return handle;
       },
       [this](uint64_t bytes) { memory_queue_.Freed(bytes); }, now_ms);
   if (!tier) return tl::unexpected<Error>(std::move(tier.error()));

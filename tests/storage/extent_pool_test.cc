@@ -285,6 +285,23 @@ TEST_F(ExtentPoolTest, TheNextRegionIsMadeAheadAndFaultedIn) {
   EXPECT_TRUE(Same(BytesOf(*value), std::string(kMiB + kPage, 'x')));
 }
 
+TEST_F(ExtentPoolTest, WhatIsReservedBeforeItsRegionWasFaultedInCanBe) {
+  const auto resident = [](const WriteHandle& handle) {
+    std::vector<unsigned char> pages((handle.length() + kPage - 1) / kPage);
+    EXPECT_EQ(mincore(handle.data(), handle.length(), pages.data()), 0);
+    return std::count_if(pages.begin(), pages.end(), [](unsigned char page) { return page & 1; });
+  };
+  auto handle = pool_->Reserve(100 * kPage);
+  ASSERT_TRUE(handle);
+  EXPECT_EQ(resident(*handle), 0);
+  pool_->FaultIn(*handle);
+  EXPECT_EQ(resident(*handle), 100);
+  std::memset(handle->data(), 'x', handle->length());
+  pool_->FaultIn(*handle);  // changes nothing
+  Maintain();
+  EXPECT_TRUE(Same(std::string_view(handle->data(), handle->length()), std::string(100 * kPage, 'x')));
+}
+
 TEST_F(ExtentPoolTest, WithoutGenerationSlotsNothingIsReservedAndNoRegionWasted) {
   PoolOptions options = SmallPool();
   options.generation_slots = 512;

@@ -122,16 +122,20 @@ class SsdChunkTest : public testing::Test {
     record_ = PutVersion(*store.store, options_, "k", 10'000);
     ASSERT_TRUE(store->FlushPayload());
   }
-  std::string Key() const {
+  // `number`: of a chunk, or from 1 << 31 on of checksums.
+  std::string Key(uint32_t number = 0) const {
     std::string key(12, '\0');
     for (int i = 0; i < 8; ++i)
       key[static_cast<size_t>(7 - i)] = static_cast<char>(record_.id >> 8 * i);
+    for (int i = 0; i < 4; ++i) key[static_cast<size_t>(11 - i)] = static_cast<char>(number >> 8 * i);
     return key;
   }
-  void Put(std::string value, rocksdb::CompressionType blobs = rocksdb::kNoCompression) {
+  enum class Format { kTwo, kThree };
+  void Put(std::string value, Format format, rocksdb::CompressionType blobs = rocksdb::kNoCompression) {
     const uint32_t crc =
         protocol::Crc32c(protocol::Crc32c(0, Key().data(), 12), value.data(), value.size());
-    value.append(reinterpret_cast<const char*>(&crc), sizeof(crc));
+    const std::string checksum(reinterpret_cast<const char*>(&crc), sizeof(crc));
+    if (format == Format::kTwo) value += checksum;
     rocksdb::Options options;
     options.enable_blob_files = true;
     options.min_blob_size = 64;
@@ -142,6 +146,9 @@ class SsdChunkTest : public testing::Test {
     rocksdb::WriteOptions write;
     write.disableWAL = true;
     ASSERT_TRUE(db->Put(write, Key(), value).ok());
+    const std::string checksums = Key(uint32_t{1} << 31);
+    ASSERT_TRUE((format == Format::kTwo ? db->Delete(write, checksums)
+                                        : db->Put(write, checksums, checksum)).ok());
     ASSERT_TRUE(db->Flush(rocksdb::FlushOptions()).ok());
   }
   Result<std::string> Read() {
@@ -162,52 +169,59 @@ class SsdChunkTest : public testing::Test {
 TEST_F(SsdChunkTest, AnythingButItsBytesIsCorrupt) {
   const std::string text(10'000, 'x');
   std::string packed;
-  for (const SsdCompression codec : kCodecs) {
-    ASSERT_TRUE(SsdCompress(codec, text, &packed));
-    const char number = static_cast<char>(codec);
-    Put(packed + number);
-    const auto read = Read();
-    ASSERT_TRUE(read) << read.error().message;
-    EXPECT_TRUE(Same(*read, text));
-    Put(packed + "\x09");  // no such codec
-    ExpectCorrupt();
-    Put(packed + '\0');
-    ExpectCorrupt();
-    Put(packed.substr(0, packed.size() / 2) + number);
-    ExpectCorrupt();
-    ASSERT_TRUE(SsdCompress(codec, text + "x", &packed));  // one byte too many
-    Put(packed + number);
-    ExpectCorrupt();
-  }
-  for (const size_t length : {0, 1, 9'999, 10'001, 20'000}) {
-    Put(std::string(length, 'x'));
-    ExpectCorrupt();
+  for (const Format format : {Format::kTwo, Format::kThree}) {
+    for (const SsdCompression codec : kCodecs) {
+      ASSERT_TRUE(SsdCompress(codec, text, &packed));
+      const char number = static_cast<char>(codec);
+      Put(packed + number, format);
+      const auto read = Read();
+      ASSERT_TRUE(read) << read.error().message;
+      EXPECT_TRUE(Same(*read, text));
+      Put(packed + "\x09", format);  // no such codec
+      ExpectCorrupt();
+      Put(packed + '\0', format);
+      ExpectCorrupt();
+      Put(packed.substr(0, packed.size() / 2) + number, format);
+      ExpectCorrupt();
+      ASSERT_TRUE(SsdCompress(codec, text + "x", &packed));  // one byte too many
+      Put(packed + number, format);
+      ExpectCorrupt();
+    }
+    for (const size_t length : {0, 1, 9'999, 10'001, 20'000}) {
+      Put(std::string(length, 'x'), format);
+      ExpectCorrupt();
+    }
   }
 }
 
-TEST_F(SsdChunkTest, AStoreOfVersionOneIsReadAndCarriedOn) {
+TEST_F(SsdChunkTest, AStoreOfAnOlderVersionIsReadAndCarriedOn) {
   const std::string text = Shrinking(7, 10'000);
   const auto format = [&] {
     std::ifstream file(directory_.path() + "/format");
     return std::string(std::istreambuf_iterator<char>(file), {});
   };
-  for (const auto codec : {rocksdb::kLZ4Compression, rocksdb::kZSTD, rocksdb::kNoCompression}) {
-    Put(text, codec);
-    std::ofstream(directory_.path() + "/format") << "moonpool-ssd 1\n";
+  const auto expect_read = [&](const char* old) {
+    std::ofstream(directory_.path() + "/format") << old;
     {
       OpenSsd store(options_);
       ASSERT_EQ(store.found.count(record_.id), 1u);
       const auto read = ReadVersion(*store.store, record_);
       ASSERT_TRUE(read) << read.error().message;
       EXPECT_TRUE(Same(*read, text));
-      // A release that knows version 1 alone must not take what comes now for damaged.
-      EXPECT_EQ(format(), "moonpool-ssd 2\n");
+      // A release that knows older versions alone must not take what comes now for damaged.
+      EXPECT_EQ(format(), "moonpool-ssd 3\n");
       // It is locked all the same, and trusted.
       EXPECT_FALSE(SsdStore::Open(options_));
     }
     OpenSsd again(options_);
     EXPECT_EQ(again.found.count(record_.id), 1u);
+  };
+  for (const auto codec : {rocksdb::kLZ4Compression, rocksdb::kZSTD, rocksdb::kNoCompression}) {
+    Put(text, Format::kTwo, codec);
+    expect_read("moonpool-ssd 1\n");
   }
+  Put(text, Format::kTwo);
+  expect_read("moonpool-ssd 2\n");
 }
 
 }  // namespace

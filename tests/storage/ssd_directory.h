@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -94,8 +95,8 @@ inline Status EraseVersion(SsdStore& store, const SsdRecord& record) {
 inline Result<std::string> ReadVersion(SsdStore& store, const SsdRecord& record) {
   std::string value(record.length, '\0');
   for (uint64_t at = 0; at < record.length; at += record.chunk_bytes) {
-    Status read =
-        store.ReadChunk(record, static_cast<uint32_t>(at / record.chunk_bytes), value.data() + at);
+    Status read = store.ReadChunk(record, static_cast<uint32_t>(at / record.chunk_bytes),
+                                  std::span(value).subspan(at));
     if (!read) return tl::unexpected(read.error());
   }
   return value;

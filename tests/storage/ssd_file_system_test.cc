@@ -94,7 +94,7 @@ int SyncsOf(bool sync, const std::shared_ptr<CountingDisk>& disk) {
   const int syncs = disk->syncs;
   std::string chunk(options.chunk_bytes, '\0');
   for (const SsdRecord& record : records) {
-    EXPECT_TRUE((*store)->ReadChunk(record, 0, chunk.data()));
+    EXPECT_TRUE((*store)->ReadChunk(record, 0, chunk));
     EXPECT_EQ(chunk, SsdValue(record.id, record.length).substr(0, chunk.size()));
   }
   EXPECT_TRUE((*store)->MarkClean({}));

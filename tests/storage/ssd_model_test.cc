@@ -150,7 +150,7 @@ TEST(SsdSpaceTest, ABigValueCostsLittleMemory) {
   EXPECT_TRUE(store->WritePayload(record.id, value));
   const uint64_t written = most;
   for (uint32_t i = 0; i < 512; ++i) {
-    ASSERT_TRUE(store->ReadChunk(record, i, chunk.data()));
+    ASSERT_TRUE(store->ReadChunk(record, i, chunk));
     EXPECT_TRUE(Same(chunk, std::string_view(value).substr(uint64_t{i} << 20, 1 << 20)));
   }
   stop = true;

@@ -273,10 +273,10 @@ TEST(SsdDirectoryTest, ANewerFormatIsRefused) {
   const SsdDirectory directory;
   const SsdOptions options = SmallSsd(directory);
   { OpenSsd store(options); }
-  std::ofstream(directory.path() + "/format") << "moonpool-ssd 3\n";
+  std::ofstream(directory.path() + "/format") << "moonpool-ssd 4\n";
   std::string message;
   EXPECT_EQ(CodeOfOpening(options, &message), ErrorCode::kInvalidArgument);
-  EXPECT_NE(message.find("version 3"), std::string::npos) << message;
+  EXPECT_NE(message.find("version 4"), std::string::npos) << message;
   std::ofstream(directory.path() + "/format") << "something else\n";
   EXPECT_EQ(CodeOfOpening(options), ErrorCode::kInvalidArgument);
   std::ofstream(directory.path() + "/format") << "moonpool-ssd 1\n";

@@ -89,6 +89,20 @@ TEST(SsdTierTest, OneReadServesAllWhoAsk) {
   EXPECT_EQ(t.stats().hits, 41u);
 }
 
+TEST(SsdTierTest, TheDiskPutsChunksStraightIntoTheExtent) {
+  TieredTenant t;
+  t.Open();
+  const uint64_t chunk = t.options.store.chunk_bytes;
+  t.Set("k", 1, 1, 5 * chunk + 512);
+  t.Set("whole", 2, 1, 4 * chunk);
+  t.MoveDown("k");
+  t.MoveDown("whole");
+  t.StopAndOpen();  // which flushes
+  EXPECT_EQ(t.Get("k", 1).version, 1u);
+  EXPECT_EQ(t.Get("whole", 2).version, 1u);
+  EXPECT_EQ(t.stats().store.chunks_in_place, 10u);
+}
+
 TEST(SsdTierTest, WhoWaitsComesFirstAndInOrder) {
   TieredTenant t;
   t.options.readers = 1;

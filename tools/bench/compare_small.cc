@@ -1,10 +1,12 @@
 // Rows about small values: operations per second of server processor, loops, fairness.
+#include <algorithm>
 #include <atomic>
 #include <thread>
 
 #include "tools/bench/clock.h"
 #include "tools/bench/comparison.h"
 #include "tools/bench/load_generator.h"
+#include "tools/bench/stall_watch.h"
 #include "tools/bench/urgent.h"
 #include "tools/bench/value_socket.h"
 
@@ -60,10 +62,25 @@ void CompareOperation(Comparison& comparison, std::string_view id, const TestSer
 double SmallP99(LoadGenerator& load, double seconds, Figures* figures) {
   constexpr double kRate = 5000;
   const Urgent urgent;
+  StallWatch watch;
   const LoadResult result = load.RunAtRate(seconds, kRate);
+  const std::vector<Stall> stalls = watch.Stop();
+  uint64_t stalled_ns = 0;
+  for (const Stall& stall : stalls) stalled_ns += stall.end_ns - stall.begin_ns;
+  // What was due or under way in none of them.
+  Histogram others;
+  for (const LoadResult::Times& times : result.times) {
+    if (std::none_of(stalls.begin(), stalls.end(), [&](const Stall& stall) {
+          return times.due_ns < stall.end_ns && times.reply_ns > stall.begin_ns;
+        })) {
+      others.Record(times.reply_ns - times.due_ns);
+    }
+  }
   figures->Add("p50 us", result.latency.PercentileUs(50));
   figures->Add("p99 us", result.latency.PercentileUs(99));
   figures->Add("p99.9 us", result.latency.PercentileUs(99.9));
+  figures->Add("machine stalled ms/s", static_cast<double>(stalled_ns) / 1e6 / result.seconds);
+  figures->Add("p99 us without stalls", others.PercentileUs(99));
   return result.latency.PercentileUs(99);
 }
 

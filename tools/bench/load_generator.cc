@@ -223,6 +223,7 @@ LoadResult LoadGenerator::Loop(double seconds, uint64_t operations, double rate)
       result.operations += pipeline_;
       --busy;
       if (rate > 0) {
+        result.times.push_back({connection.due_ns, last_reply});
         idle.push_back(&connection);
       } else if (last_reply < end && started < operations) {
         begin(connection, last_reply);

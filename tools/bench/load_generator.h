@@ -23,6 +23,12 @@ struct LoadResult {
   uint64_t operations = 0;
   double seconds = 0;
   Histogram latency;  // of batches
+  // Of each batch in an open loop, on the steady clock; empty in a closed one.
+  struct Times {
+    uint64_t due_ns;
+    uint64_t reply_ns;
+  };
+  std::vector<Times> times;
   double rate() const { return static_cast<double>(operations) / seconds; }
 };
 

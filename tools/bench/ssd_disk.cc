@@ -113,22 +113,45 @@ double DirectFile::Append(uint64_t bytes) {
   return static_cast<double>(bytes) / watch.seconds() / 1e9;
 }
 
-double DirectFile::Read(uint64_t offset, uint64_t bytes, int depth) const {
-  const MemoryBlock memory = MemoryBlock::Anonymous(static_cast<size_t>(depth) * kBlock);
-  std::atomic<uint64_t> next{offset};
+template <typename To, typename Done>
+double DirectFile::ReadBlocks(uint64_t offset, uint64_t bytes, int depth, To to,
+                              Done done) const {
+  std::atomic<uint64_t> next{0};
   std::atomic<bool> failed{false};
   const Stopwatch watch;
   std::vector<std::thread> threads;
-  for (int i = 0; i < depth; ++i) {
-    threads.emplace_back([&, to = memory.data() + static_cast<size_t>(i) * kBlock] {
-      for (uint64_t at; (at = next.fetch_add(kBlock)) < offset + bytes;) {
-        if (pread(fd_.get(), to, kBlock, static_cast<off_t>(at)) != kBlock) failed = true;
+  for (int thread = 0; thread < depth; ++thread) {
+    threads.emplace_back([&, thread] {
+      for (uint64_t block; (block = next.fetch_add(1)) < bytes / kBlock;) {
+        const auto at = static_cast<off_t>(offset + block * kBlock);
+        if (pread(fd_.get(), to(thread, block), kBlock, at) != kBlock) failed = true;
+        done(block);
       }
     });
   }
   for (std::thread& thread : threads) thread.join();
   if (failed) throw Failure("reading from the disk failed");
   return static_cast<double>(bytes) / watch.seconds() / 1e9;
+}
+
+double DirectFile::Read(uint64_t offset, uint64_t bytes, int depth) const {
+  const MemoryBlock memory = MemoryBlock::Anonymous(static_cast<size_t>(depth) * kBlock);
+  return ReadBlocks(
+      offset, bytes, depth,
+      [&](int thread, uint64_t) { return memory.data() + static_cast<size_t>(thread) * kBlock; },
+      [](uint64_t) {});
+}
+
+double DirectFile::ReadAndCopy(uint64_t offset, uint64_t bytes, int depth,
+                               uint64_t memory_bytes) const {
+  const MemoryBlock from = MemoryBlock::Anonymous(memory_bytes);
+  const MemoryBlock to = MemoryBlock::Anonymous(memory_bytes);
+  const auto place = [&](uint64_t block) { return block * kBlock % memory_bytes; };
+  return ReadBlocks(
+      offset, bytes, depth, [&](int, uint64_t block) { return from.data() + place(block); },
+      [&](uint64_t block) {
+        std::memcpy(to.data() + place(block), from.data() + place(block), kBlock);
+      });
 }
 
 }  // namespace moonpool::bench
