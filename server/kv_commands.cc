@@ -189,6 +189,9 @@ void Locate(Context& c) {
   storage::Keyspace& keyspace = c.keyspace();
   Session* session = c.connection.session();
   std::vector<uint64_t> hashes = HashAndPrefetch(c, *count, 1);
+  if (*count > 1 && c.server.prefetch()) {
+    for (const uint64_t hash : hashes) keyspace.PrefetchBulk(hash);
+  }
   std::vector<storage::ValueRef> used;
   std::vector<storage::ValueRef> pinned(c.tenant.ssd() != nullptr ? *count : 0);
   if (!pinned.empty() && !PinAll(c, hashes, &pinned)) return;

@@ -97,6 +97,7 @@ Status Server::OpenSsd() {
   options.queue_bytes = bytes(Key::kSsdQueue);
   options.wait_ms = config_.number(Key::kMemoryWait);
   options.readers = static_cast<int>(config_.number(Key::kSsdReaders));
+  options.least_value_bytes = config_.number(Key::kSsdMinValue);
   options.write_through = config_.number(Key::kSsdWritePolicy) == 1;
   const auto start = std::chrono::steady_clock::now();
   storage::Tenant& tenant = default_tenant();

@@ -139,8 +139,11 @@ bool Session::Release(uint64_t lease) {
 }
 
 void Session::ExpireLeases(int64_t now_ms) {
+  // They end in crowds, each with a value that nobody has looked at since.
+  constexpr size_t kAhead = 8;
   while (!leases_.empty() &&
          (!leases_.front().value || leases_.front().deadline_ms <= now_ms)) {
+    if (leases_.size() > kAhead) __builtin_prefetch(leases_[kAhead].value.get(), 1);
     if (leases_.front().value) --live_leases_;
     leases_.pop_front();
     ++first_lease_;

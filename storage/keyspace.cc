@@ -58,6 +58,15 @@ void Keyspace::PrefetchEntry(uint64_t hash) const {
   stripe.table.PrefetchEntry(hash);
 }
 
+void Keyspace::PrefetchBulk(uint64_t hash) const {
+  Stripe& stripe = StripeOf(hash);
+  SpinLock lock(stripe.mu);
+  const Table::Slot slot = stripe.table.FindIf(hash, [](const Entry&) { return true; });
+  if (!slot || !slot.entry()->has(Entry::kBulk)) return;
+  const auto* value = reinterpret_cast<const char*>(slot.entry()->bulk());
+  for (size_t line = 0; line < sizeof(BulkValue); line += 64) __builtin_prefetch(value + line, 1);
+}
+
 KeysLock::KeysLock(Keyspace& keyspace, std::span<const std::string_view> names, int64_t now_ms) {
   keys_.reserve(names.size());
   stripes_.reserve(names.size());

@@ -159,12 +159,21 @@ class Keyspace {
   // many entries went.
   size_t ExpireSome(size_t buckets, int64_t now_ms);
   // Evicts the worst of a few sampled inline entries; returns the heap bytes freed, 0 when none
-  // was found.  Soft pins hold unless `ignore_soft_pins`.
-  size_t EvictInline(int64_t now_ms, bool ignore_soft_pins) {
-    return EvictSampled(now_ms, ignore_soft_pins, false);
+  // was found.  Soft pins hold unless `ignore_soft_pins`.  With `movable` a victim that is worth a
+  // place on the SSD stays, and is told there (with 0 bytes).
+  struct Movable {
+    std::string key;
+    uint64_t length = 0;  // 0: none
+  };
+  size_t EvictInline(int64_t now_ms, bool ignore_soft_pins, Movable* movable = nullptr) {
+    return EvictSampled(now_ms, ignore_soft_pins, false, movable);
   }
+  // The inline value of `key` goes on in `target`, if it has that length.  Null: not any more.
+  ValueRef MoveToPool(std::string_view key, WriteHandle target, int64_t now_ms);
+  // Inline values of fewer bytes are not worth a place on the SSD.  Before other threads begin.
+  void SetLeastOnSsd(uint64_t bytes) { least_on_ssd_ = bytes; }
   // The same for entries with their value on the SSD, which take little memory and lose much.
-  size_t EvictOnSsdForHeap(int64_t now_ms) { return EvictSampled(now_ms, true, true); }
+  size_t EvictOnSsdForHeap(int64_t now_ms) { return EvictSampled(now_ms, true, true, nullptr); }
   // Evicts the entry that refers to `value`: drops it, unless it is on the SSD as well, where it
   // then stays.
   enum class Eviction {
@@ -286,6 +295,7 @@ class Keyspace {
     StripeOf(hash).table.PrefetchBucket(hash);
   }
   void PrefetchEntry(uint64_t hash) const;
+  void PrefetchBulk(uint64_t hash) const;  // once its entry is there
 
  private:
   friend class KeyLock;
@@ -312,7 +322,7 @@ class Keyspace {
   void LetGo(BulkValue* value);
   // The value an entry refers to goes for good: out of the policy, from the SSD.
   void DropBulk(Stripe& stripe, const Entry& entry, bool evicted) REQUIRES(stripe.mu);
-  size_t EvictSampled(int64_t now_ms, bool ignore_soft_pins, bool on_ssd);
+  size_t EvictSampled(int64_t now_ms, bool ignore_soft_pins, bool on_ssd, Movable* movable);
   // Of values whose partition is at least so far above its share.
   uint64_t EvictOnSsd(int64_t now_ms, const Partitions::Pressures& pressures, double least_pressure);
   // The entry with room for `value_bytes` of another kind, in place where its block fits.
@@ -362,6 +372,7 @@ class Keyspace {
   BulkPolicy* const bulk_policy_;
   SsdLog* log_ = nullptr;
   std::function<void(BulkValue*)> stored_;
+  uint64_t least_on_ssd_ = 0;
   std::vector<std::string> memory_only_;  // changed with every stripe locked, so read under any one
   Partitions partitions_;
   Mutex change_mu_;  // one change of partitions or policies at a time

@@ -1,4 +1,6 @@
 // Keyspace: which entries go when memory is short, and values that move.
+#include <algorithm>
+
 #include "storage/fast_random.h"
 #include "storage/keyspace.h"
 
@@ -16,7 +18,8 @@ bool Keyspace::Evictable(const Stripe& stripe, const Entry& entry, int64_t now_m
   return !pin->second.hard && ignore_soft_pins;
 }
 
-size_t Keyspace::EvictSampled(int64_t now_ms, bool ignore_soft_pins, bool on_ssd) {
+size_t Keyspace::EvictSampled(int64_t now_ms, bool ignore_soft_pins, bool on_ssd,
+                              Movable* movable) {
   const MaxmemoryPolicy policy = this->policy();
   const LfuOptions lfu = lfu_options();
   const uint32_t wanted = samples_.load(std::memory_order_relaxed);
@@ -63,8 +66,14 @@ size_t Keyspace::EvictSampled(int64_t now_ms, bool ignore_soft_pins, bool on_ssd
       });
     }
     if (worst == nullptr) return 0;
-    const int64_t before = stripe.inline_bytes;
     const uint64_t hash = HashKey(worst->key());
+    if (movable != nullptr && worst->value_bytes >= least_on_ssd_ && !worst->expired(now_ms) &&
+        !(any_void_.load(std::memory_order_relaxed) && Voided(stripe, worst->key(), hash)) &&
+        !MemoryOnly(stripe, worst->key())) {
+      *movable = {std::string(worst->key()), worst->value_bytes};
+      return 0;
+    }
+    const int64_t before = stripe.inline_bytes;
     Remove(stripe, hash, stripe.table.Find(hash, worst->key()), true);
     return static_cast<size_t>(before - stripe.inline_bytes);
   };
@@ -80,10 +89,32 @@ size_t Keyspace::EvictSampled(int64_t now_ms, bool ignore_soft_pins, bool on_ssd
     SpinLock lock(stripe.mu);
     if (!candidates(stripe)) continue;
     // Evictable entries can be rare among pinned, bulk or lasting ones: then look harder.
-    if (const size_t bytes = evict_from(stripe, 16)) return bytes;
-    if (const size_t bytes = evict_from(stripe, 256)) return bytes;
+    for (const int tries : {16, 256}) {
+      const size_t bytes = evict_from(stripe, tries);
+      if (bytes > 0 || (movable != nullptr && movable->length > 0)) return bytes;
+    }
   }
   return 0;
+}
+
+ValueRef Keyspace::MoveToPool(std::string_view key, WriteHandle target, int64_t now_ms) {
+  const uint64_t hash = HashKey(key);
+  Stripe& stripe = StripeOf(hash);
+  SpinLock lock(stripe.mu);
+  const Table::Slot slot = FindLive(stripe, key, hash, now_ms);
+  if (!slot || !slot.entry()->is_inline() || slot.entry()->value_bytes != target.length()) return {};
+  const std::string_view bytes = slot.entry()->value();
+  std::copy(bytes.begin(), bytes.end(), target.data());
+  ValueRef value = std::move(target).Publish();
+  value->set_owner_hash(hash);
+  value->set_partition(PartitionOf(key));
+  const auto flags = static_cast<uint8_t>(slot.entry()->flags | Entry::kBulk);
+  Entry* entry = Resize(stripe, slot, sizeof(BulkValue*), flags);
+  ++stripe.bulk_entries;
+  CountLinked(*value, 1);
+  entry->set_bulk(value.Share().Release());
+  LinkBulk(*entry);
+  return value;
 }
 
 Table::Slot Keyspace::FindOwner(Stripe& stripe, const BulkValue& value) {

@@ -88,6 +88,7 @@ Status Tenant::OpenSsd(const SsdTierOptions& options, int64_t now_ms) {
       [this](uint64_t bytes) { memory_queue_.Freed(bytes); }, now_ms);
   if (!tier) return tl::unexpected<Error>(std::move(tier.error()));
   ssd_ = std::move(*tier);
+  keyspace_->SetLeastOnSsd(options.least_value_bytes);
   return {};
 }
 
@@ -206,14 +207,29 @@ bool Tenant::EvictToLimit(int64_t now_ms) {
 
 uint64_t Tenant::EvictOneInline(int64_t now_ms) {
   if (now_ms < evict_inline_after_ms_.load(std::memory_order_relaxed)) return 0;
-  uint64_t bytes = keyspace_->EvictInline(now_ms, false);
-  if (bytes == 0) bytes = keyspace_->EvictInline(now_ms, true);
+  uint64_t bytes = 0;
+  for (const bool ignore_soft_pins : {false, true}) {
+    Keyspace::Movable movable;
+    bytes = keyspace_->EvictInline(now_ms, ignore_soft_pins, ssd_ != nullptr ? &movable : nullptr);
+    if (movable.length > 0) return DemoteInline(movable, now_ms);
+    if (bytes > 0) break;
+  }
   // Where partitions have policies of their own, small values that may go can be rare among those that
   // may not, and looking for them in vain takes long.
   if (bytes == 0 && keyspace_->partitions().any()) {
     evict_inline_after_ms_.store(now_ms + kInlinePauseMs, std::memory_order_relaxed);
   }
   return bytes;
+}
+
+uint64_t Tenant::DemoteInline(const Keyspace::Movable& victim, int64_t now_ms) {
+  if (ssd_->Full(victim.length)) return 0;
+  auto target = pool_->Reserve(victim.length);
+  // Soon those before it have left theirs.  Without any it is given up, as it would be without an SSD.
+  if (!target) return coming_bytes() > 0 ? 0 : keyspace_->EvictInline(now_ms, true);
+  const ValueRef value = keyspace_->MoveToPool(victim.key, std::move(*target), now_ms);
+  if (value) Evict(value, now_ms, true);
+  return victim.length;
 }
 
 uint64_t Tenant::EvictOne(int64_t now_ms) {
@@ -237,7 +253,7 @@ uint64_t Tenant::EvictOne(int64_t now_ms) {
   };
   uint64_t bytes;
   if (ssd_ != nullptr && extent > heap) {
-    // Large values are not lost, small ones are.
+    // Large values are not lost, the smallest ones are.
     bytes = evict_bulk();
     if (bytes == 0 && coming_bytes() == 0) bytes = evict_inline();
   } else {

@@ -127,6 +127,8 @@ class Tenant {
   // Of one partition; nullopt: nothing of it could go, but another's may.
   std::optional<uint64_t> EvictOneBulk(uint8_t partition, bool cold, int64_t now_ms, Mercy mercy);
   uint64_t EvictOneInline(int64_t now_ms);
+  // Moves a small value into an extent, and from there to the SSD like any other.
+  uint64_t DemoteInline(const Keyspace::Movable& victim, int64_t now_ms);
   bool MaintainOnce(int64_t now_ms);
   bool EvictAboveWatermark(int64_t now_ms);
   bool MaintainSsd(int64_t now_ms);

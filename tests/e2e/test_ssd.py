@@ -49,6 +49,19 @@ def test_more_than_memory_holds_comes_back(tiered, client):
     assert found["tier_ssd_lost"] == found["tier_ssd_drops_full"] == 0
 
 
+def test_small_values_come_back_but_for_the_smallest(tiered, client):
+    keys = {f"small:{i}": (i + 1, 8 * KIB if i % 4 else 100) for i in range(14_000)}
+    for key, (version, length) in keys.items():
+        assert client.set(key, stamped(key, version, length))
+    for key, (version, length) in keys.items():
+        data = client.get(key)
+        if data is None:
+            assert length == 100, f"{key} is gone: {info_of(client, key)}"
+        else:
+            assert version_of(key, data) == version
+    assert tiers(tiered)["tier_ssd_lost"] == 0
+
+
 def test_pipelines_keep_their_order(tiered, client):
     values = {key: stamped(key, 1, 300 * KIB) for key in ("a", "b", "c", "d")}
     put_down(client, values)

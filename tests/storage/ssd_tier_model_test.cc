@@ -66,8 +66,9 @@ TEST(SsdTierModelTest, RandomWork) {
       t.Set(name, 0, ++version, random.Between(3, 40'000) * 8);
       model[name] = {version};
     } else if (what < 290) {
-      t.SetSmall(name, 0, ++version);
-      model[name] = {version, 0, true};  // small values go when memory is short
+      const bool worth_it = random.Chance(0.5);
+      t.SetSmall(name, 0, ++version, worth_it ? random.Between(512, 4000) * 8 : 64);
+      model[name] = {version, 0, true};  // small values may go when memory is short
     } else if (what < 350) {
       const auto known = model.find(name);
       const bool was_there = t.Erase(name);
@@ -151,7 +152,7 @@ class Owner {
         t_.Set(names_[i], i, ++next_, random_.Between(3, 30'000) * 8);
         versions_[i] = next_;
       } else if (what < 35) {
-        t_.SetSmall(names_[i], i, ++next_);
+        t_.SetSmall(names_[i], i, ++next_, random_.Chance(0.5) ? 64 : random_.Between(512, 4000) * 8);
         versions_[i] = next_;
       } else if (what < 40) {
         t_.Erase(names_[i]);

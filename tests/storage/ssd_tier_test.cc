@@ -296,6 +296,87 @@ TEST(SsdTierTest, AValueThatDrainsWhileItGoesDownIsStillEvictable) {
   EXPECT_EQ(t.Get("k", 2).version, 1u);
 }
 
+// --- small values --------------------------------------------------------------------------------
+
+// As much as the heap of 64 MiB holds twice.
+constexpr uint64_t kSmallKeys = 16'000;
+
+TEST(SsdTierSmallTest, SmallValuesGoDownAsLargeOnesDo) {
+  TieredTenant t;
+  t.Open();
+  const auto push = [&](uint64_t key) {
+    t.SetSmall(Numbered(key), key, key + 1, 8192);
+    EXPECT_TRUE(Eventually([&] {
+      t.KeepUp();
+      return t.tenant->MakeRoom(UnixNowMs());
+    }));
+  };
+  for (uint64_t key = 0; key < kSmallKeys; ++key) push(key);
+  t.Settle();
+  EXPECT_EQ(t.tenant->keyspace().Size(), kSmallKeys);
+  EXPECT_GT(t.stats().demotions, kSmallKeys / 3);
+  for (uint64_t key = 0; key < kSmallKeys; key += 7) {
+    ASSERT_EQ(t.Get(Numbered(key), key).version, key + 1) << key;
+  }
+  EXPECT_GT(t.stats().hits, kSmallKeys / 40);
+  // With their expiry, and no more after they were deleted.
+  for (uint64_t key = 0; key < kSmallKeys; key += 100) {
+    ASSERT_TRUE(key % 200 == 0 ? t.Erase(Numbered(key)) : t.Expire(Numbered(key), 1));
+  }
+  t.CrashAndOpen();
+  for (uint64_t key = 0; key < kSmallKeys; key += 100) {
+    EXPECT_EQ(t.Get(Numbered(key), key).version, std::nullopt);
+  }
+}
+
+TEST(SsdTierSmallTest, TheSmallestAndThoseThatMayNotAreDropped) {
+  TieredTenant t;
+  t.options.least_value_bytes = 4096;
+  t.Open();
+  t.tenant->keyspace().SetMemoryOnly({"key:*7"});
+  for (uint64_t key = 0; key < kSmallKeys; ++key) {
+    t.SetSmall(Numbered(key), key, 1, key % 2 == 0 ? 4088 : 8192);
+    EXPECT_TRUE(Eventually([&] {
+      t.KeepUp();
+      return t.tenant->MakeRoom(UnixNowMs());
+    }));
+  }
+  t.Settle();
+  uint64_t below = 0, excluded = 0;
+  for (uint64_t key = 0; key < kSmallKeys; ++key) {
+    const auto where = t.WhereIs(Numbered(key));
+    if (key % 2 == 0 || key % 10 == 7) {
+      EXPECT_NE(where, TieredTenant::Where::kSsd) << key;
+      (key % 2 == 0 ? below : excluded) += where == TieredTenant::Where::kNowhere;
+    } else {
+      EXPECT_NE(where, TieredTenant::Where::kNowhere) << key;
+    }
+  }
+  EXPECT_GT(below, 0u);
+  EXPECT_GT(excluded, 0u);
+}
+
+TEST(SsdTierSmallTest, AnotherValueIsNotTakenForTheVictim) {
+  TieredTenant t;
+  t.Open();
+  t.SetSmall("k", 1, 1, 8192);
+  Keyspace& keyspace = t.tenant->keyspace();
+  Keyspace::Movable victim;
+  EXPECT_EQ(keyspace.EvictInline(UnixNowMs(), false, &victim), 0u);
+  ASSERT_EQ(victim.key, "k");
+  ASSERT_EQ(victim.length, 8192u);
+  t.SetSmall("k", 1, 2, 16'384);
+  auto target = t.tenant->Reserve(victim.length, UnixNowMs());
+  ASSERT_TRUE(target);
+  EXPECT_FALSE(keyspace.MoveToPool("k", std::move(*target), UnixNowMs()));
+  EXPECT_EQ(t.Get("k", 1).version, 2u);
+  target = t.tenant->Reserve(16'384, UnixNowMs());
+  ASSERT_TRUE(target);
+  EXPECT_TRUE(keyspace.MoveToPool("k", std::move(*target), UnixNowMs()));
+  EXPECT_EQ(t.WhereIs("k"), TieredTenant::Where::kMemory);
+  EXPECT_EQ(t.Get("k", 1).version, 2u);
+}
+
 // --- a clean stop --------------------------------------------------------------------------------
 
 TEST(SsdTierSaveTest, EverythingIsServedAgain) {

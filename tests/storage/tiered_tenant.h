@@ -85,8 +85,9 @@ class TieredTenant {
     KeyLock lock(tenant->keyspace(), name, UnixNowMs());
     lock.key.SetBulk(std::move(value));
   }
-  void SetSmall(const std::string& name, uint64_t key, uint64_t version) {
-    std::string bytes(64, '\0');
+  // In the heap; below options.least_value_bytes it is lost when memory is short.
+  void SetSmall(const std::string& name, uint64_t key, uint64_t version, uint64_t length = 64) {
+    std::string bytes(length, '\0');
     FillStamped(bytes.data(), bytes.size(), {key, version});
     KeyLock lock(tenant->keyspace(), name, UnixNowMs());
     lock.key.Set(bytes);

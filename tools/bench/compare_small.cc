@@ -3,6 +3,7 @@
 #include <atomic>
 #include <thread>
 
+#include "tools/bench/bare_server.h"
 #include "tools/bench/clock.h"
 #include "tools/bench/comparison.h"
 #include "tools/bench/load_generator.h"
@@ -231,12 +232,24 @@ void FairnessRows(Comparison& comparison) {
   const double seconds = comparison.seconds(1.5, 0.4);
   many.Run(seconds / 4);
   few.Run(seconds / 4);
-  Figures many_figures, few_figures;
+  // Nobody asks for it, but what the kernel alone makes of so many sockets no server can undo.
+  std::string reply = "$64\r\n" + std::string(kValueBytes, 'x') + "\r\n";
+  const BareServer bare(gets.request_bytes, reply);
+  LoadGenerator bare_many(bare.port(), gets, 1000, 1), bare_few(bare.port(), gets, kClients, 1);
+  Figures many_figures, few_figures, bare_figures;
   comparison.Row(
       "clients-1000", [&] { return Measure(*moonpool, many, seconds, 0, &many_figures).rate; },
-      [&] { return Measure(*moonpool, few, seconds, 0, &few_figures).rate; },
       [&] {
-        return Json{{"1,000 clients", many_figures.Medians()}, {"50 clients", few_figures.Medians()}};
+        const double rate = Measure(*moonpool, few, seconds, 0, &few_figures).rate;
+        const double bare_rate = bare_many.Run(seconds).rate();
+        bare_figures.Add("1,000 clients ops/s", bare_rate);
+        bare_figures.Add("1,000 vs 50", bare_rate / bare_few.Run(seconds).rate());
+        return rate;
+      },
+      [&] {
+        return Json{{"1,000 clients", many_figures.Medians()},
+                    {"50 clients", few_figures.Medians()},
+                    {"a loop that only receives and sends", bare_figures.Medians()}};
       });
 }
 
