@@ -102,7 +102,8 @@ ValueRef Keyspace::MoveToPool(std::string_view key, WriteHandle target, int64_t 
   Stripe& stripe = StripeOf(hash);
   SpinLock lock(stripe.mu);
   const Table::Slot slot = FindLive(stripe, key, hash, now_ms);
-  if (!slot || !slot.entry()->is_inline() || slot.entry()->value_bytes != target.length()) return {};
+  if (!slot || !slot.entry()->is_inline()) return {};
+  if (slot.entry()->value_bytes != target.length()) return {};
   const std::string_view bytes = slot.entry()->value();
   std::copy(bytes.begin(), bytes.end(), target.data());
   ValueRef value = std::move(target).Publish();

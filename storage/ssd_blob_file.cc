@@ -108,7 +108,8 @@ BlobRead::~BlobRead() {
 IOStatus BlobRead::From(rocksdb::FSRandomAccessFile& file, uint64_t alignment, uint64_t offset,
                         size_t bytes, const IOOptions& options, IODebugContext* context) {
   const uint64_t wanted = offset + offset_;
-  const auto misaligned = (wanted | to_.size() | reinterpret_cast<uintptr_t>(to_.data())) % alignment;
+  const auto misaligned =
+      (wanted | to_.size() | reinterpret_cast<uintptr_t>(to_.data())) % alignment;
   uint64_t missing;
   if (bytes == blob_bytes_ && !to_.empty() && offset_ + to_.size() <= bytes && misaligned == 0) {
     Slice read;

@@ -5,8 +5,8 @@
 // finds the blob: the file reads the bytes into their place and ends the Get() with an error that
 // stands for "taken".  Whatever else reads the file (compactions, headers) finds it as it is.
 //
-// Direct I/O takes whole sectors, in the file and in memory.  SsdPayload lays its chunks out so that
-// they begin with one; what does not passes through memory of the reading thread.
+// Direct I/O takes whole sectors, in the file and in memory.  SsdPayload lays its chunks out so
+// that they begin with one; what does not passes through memory of the reading thread.
 #pragma once
 
 #include <rocksdb/file_system.h>

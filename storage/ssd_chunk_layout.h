@@ -5,7 +5,8 @@
 //   as it is       bytes: of values so small that a page each would be felt
 //   compressed     compressed bytes | codec (1 byte): shorter than the bytes
 //
-// The lengths tell them apart.  Format 2 knew the latter two, each with crc32c(key, blob) (4 bytes) at its end.
+// The lengths tell them apart.  Format 2 knew the latter two, each with crc32c(key, blob) (4 bytes)
+// at its end.
 #pragma once
 
 #include <cstdint>

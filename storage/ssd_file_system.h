@@ -1,8 +1,8 @@
 // The file system that RocksDB gets to see: what RocksDB has no options for.
 //
 // Tables pass through the page cache even when the rest of the database does direct I/O.  They hold
-// references to payload, a few bytes per MiB, and are read in pieces of 512 bytes, which cost a disk
-// as much as a chunk of payload does.  Payload is read past RocksDB, see ssd_blob_file.h.
+// references to payload, a few bytes per MiB, and are read in pieces of 512 bytes, which cost a
+// disk as much as a chunk of payload does.  Payload is read past RocksDB, see ssd_blob_file.h.
 //
 // Without `ssd-sync` files and folders are never synced.  Nothing of the SSD tier then outlives a
 // crash of the machine (SsdStore sees it by the boot id and starts empty), and what a process has

@@ -77,7 +77,8 @@ rocksdb::Options SsdPayload::DatabaseOptions(const SsdOptions& options, const Ss
   if (options.log_payload) result.max_total_wal_size = 4 * options.write_buffer_bytes;
 
   result.enable_blob_files = true;
-  // Only checksums, the marks that a version is complete, and the last bytes of some are in the tables.
+  // Only checksums, the marks that a version is complete, and the last bytes of some are in the
+  // tables.
   result.min_blob_size = kLeastInBlobFile;
   result.blob_file_size = std::max<uint64_t>(256 << 20, options.write_buffer_bytes * 2);
   // Chunks are compressed before they get here, each as its partition wants it; a blob that RocksDB

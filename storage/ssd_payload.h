@@ -1,8 +1,8 @@
 // The payload database of an SsdStore: chunks of values, keyed by version and number.
 //
 //   id (8 bytes, big-endian) + chunk (4 bytes, big-endian) -> the chunk, see ssd_chunk_layout.h
-//   id + 0x80000000 + n -> crc32c(key, blob) (4 bytes) of each of the chunks 256 n ..; of chunks in
-//     whole sectors of the bytes alone
+//   id + 0x80000000 + n -> crc32c(key, what is stored, but for zeros around it) (4 bytes) of each
+//     of the chunks 256 n to 256 n + 255
 //   id + 0xffffffff -> length (8 bytes): written last, so that it is there when all of it is
 //
 // Puts of chunks only ever go to ids that grow, so the tables that flushes make do not overlap but

@@ -299,7 +299,8 @@ TEST_F(ExtentPoolTest, WhatIsReservedBeforeItsRegionWasFaultedInCanBe) {
   std::memset(handle->data(), 'x', handle->length());
   pool_->FaultIn(*handle);  // changes nothing
   Maintain();
-  EXPECT_TRUE(Same(std::string_view(handle->data(), handle->length()), std::string(100 * kPage, 'x')));
+  EXPECT_TRUE(Same(std::string_view(handle->data(), handle->length()),
+                   std::string(100 * kPage, 'x')));
 }
 
 TEST_F(ExtentPoolTest, WithoutGenerationSlotsNothingIsReservedAndNoRegionWasted) {

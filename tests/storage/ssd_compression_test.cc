@@ -127,11 +127,13 @@ class SsdChunkTest : public testing::Test {
     std::string key(12, '\0');
     for (int i = 0; i < 8; ++i)
       key[static_cast<size_t>(7 - i)] = static_cast<char>(record_.id >> 8 * i);
-    for (int i = 0; i < 4; ++i) key[static_cast<size_t>(11 - i)] = static_cast<char>(number >> 8 * i);
+    for (int i = 0; i < 4; ++i)
+      key[static_cast<size_t>(11 - i)] = static_cast<char>(number >> 8 * i);
     return key;
   }
   enum class Format { kTwo, kThree };
-  void Put(std::string value, Format format, rocksdb::CompressionType blobs = rocksdb::kNoCompression) {
+  void Put(std::string value, Format format,
+           rocksdb::CompressionType blobs = rocksdb::kNoCompression) {
     const uint32_t crc =
         protocol::Crc32c(protocol::Crc32c(0, Key().data(), 12), value.data(), value.size());
     const std::string checksum(reinterpret_cast<const char*>(&crc), sizeof(crc));

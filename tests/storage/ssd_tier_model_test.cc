@@ -152,7 +152,8 @@ class Owner {
         t_.Set(names_[i], i, ++next_, random_.Between(3, 30'000) * 8);
         versions_[i] = next_;
       } else if (what < 35) {
-        t_.SetSmall(names_[i], i, ++next_, random_.Chance(0.5) ? 64 : random_.Between(512, 4000) * 8);
+        t_.SetSmall(names_[i], i, ++next_,
+                    random_.Chance(0.5) ? 64 : random_.Between(512, 4000) * 8);
         versions_[i] = next_;
       } else if (what < 40) {
         t_.Erase(names_[i]);

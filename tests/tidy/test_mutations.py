@@ -1,4 +1,4 @@
-"""Mutations of tools/mutation-test, which CI runs last: a change that moves a line they break is told at once."""
+"""Mutations of tools/mutation-test, which CI runs last: who changes a line they break is told here."""
 import pathlib
 import subprocess
 

@@ -1,4 +1,5 @@
-// A server that only receives and sends: what any server with one loop pays the kernel for its clients.
+// A server that only receives and sends: what any server with one loop pays the kernel for its
+// clients.
 //
 // Threads: one of its own; stops with it.  Throws Failure.
 #pragma once

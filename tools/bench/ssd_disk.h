@@ -37,13 +37,13 @@ class DirectFile {
   double Append(uint64_t bytes);
   // GB/s of reading them in order, so many blocks at one time.
   double Read(uint64_t offset, uint64_t bytes, int depth) const;
-  // The same into `memory_bytes` of memory in turns, and from there once to as much other memory: what
-  // anybody can reach who hands the disk's bytes to somebody else.
+  // The same into `memory_bytes` of memory in turns, and from there once to as much other memory:
+  // what anybody can reach who hands the disk's bytes to somebody else.
   double ReadAndCopy(uint64_t offset, uint64_t bytes, int depth, uint64_t memory_bytes) const;
   uint64_t size() const { return size_; }
 
  private:
-  // Each block is read to `to(number of the thread, of the block)`, and then `done(block)` is called.
+  // Each block is read to `to(number of the thread, of the block)`; then `done(block)` is called.
   template <typename To, typename Done>
   double ReadBlocks(uint64_t offset, uint64_t bytes, int depth, To to, Done done) const;
 

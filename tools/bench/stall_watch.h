@@ -1,5 +1,5 @@
-// Times at which the machine as a whole did not run, though it was asked to: a virtual one whose host
-// had no time for it.  What is measured then says nothing about a server.
+// Times at which the machine as a whole did not run, though it was asked to: a virtual one whose
+// host had no time for it.  What is measured then says nothing about a server.
 //
 // One thread per processor, of the highest priority, wants to be woken every half a millisecond.  A
 // stall is when all of them come late at the same time, each though nothing but its processor could
