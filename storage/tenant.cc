@@ -223,11 +223,18 @@ uint64_t Tenant::EvictOneInline(int64_t now_ms) {
 }
 
 uint64_t Tenant::DemoteInline(const Keyspace::Movable& victim, int64_t now_ms) {
-  if (ssd_->Full(victim.length)) return 0;
-  auto target = pool_->Reserve(victim.length);
-  // Soon those before it have left theirs.  Without any it is given up, as it would be without an SSD.
-  if (!target) return coming_bytes() > 0 ? 0 : keyspace_->EvictInline(now_ms, true);
-  const ValueRef value = keyspace_->MoveToPool(victim.key, std::move(*target), now_ms);
+  const uint64_t coming = coming_bytes();
+  WriteHandle target;
+  if (!ssd_->Full(victim.length)) {
+    if (auto reserved = pool_->Reserve(victim.length)) target = std::move(*reserved);
+  }
+  if (!target) {
+    // There is time while memory comes back from those before it.  Who writes small values does
+    // not wait for a slow disk, though: over the limit one is given up, as without an SSD.
+    const bool time = coming > 0 && budget_.used_bytes() <= budget_.limit() + coming;
+    return time ? 0 : keyspace_->EvictInline(now_ms, true);
+  }
+  const ValueRef value = keyspace_->MoveToPool(victim.key, std::move(target), now_ms);
   if (value) Evict(value, now_ms, true);
   return victim.length;
 }

@@ -298,20 +298,23 @@ TEST(SsdTierTest, AValueThatDrainsWhileItGoesDownIsStillEvictable) {
 
 // --- small values --------------------------------------------------------------------------------
 
-// As much as the heap of 64 MiB holds twice.
+// As much as memory of 64 MiB holds twice.
 constexpr uint64_t kSmallKeys = 16'000;
+
+// Writes it when the disk has taken what was above the watermark.
+void SetWithTime(TieredTenant& t, uint64_t key, uint64_t version, uint64_t length) {
+  const MemoryBudget& budget = t.tenant->budget();
+  EXPECT_TRUE(Eventually([&] {
+    t.KeepUp();
+    return budget.used_bytes() < budget.limit() / 100 * 97;
+  }));
+  t.SetSmall(Numbered(key), key, version, length);
+}
 
 TEST(SsdTierSmallTest, SmallValuesGoDownAsLargeOnesDo) {
   TieredTenant t;
   t.Open();
-  const auto push = [&](uint64_t key) {
-    t.SetSmall(Numbered(key), key, key + 1, 8192);
-    EXPECT_TRUE(Eventually([&] {
-      t.KeepUp();
-      return t.tenant->MakeRoom(UnixNowMs());
-    }));
-  };
-  for (uint64_t key = 0; key < kSmallKeys; ++key) push(key);
+  for (uint64_t key = 0; key < kSmallKeys; ++key) SetWithTime(t, key, key + 1, 8192);
   t.Settle();
   EXPECT_EQ(t.tenant->keyspace().Size(), kSmallKeys);
   EXPECT_GT(t.stats().demotions, kSmallKeys / 3);
@@ -335,11 +338,7 @@ TEST(SsdTierSmallTest, TheSmallestAndThoseThatMayNotAreDropped) {
   t.Open();
   t.tenant->keyspace().SetMemoryOnly({"key:*7"});
   for (uint64_t key = 0; key < kSmallKeys; ++key) {
-    t.SetSmall(Numbered(key), key, 1, key % 2 == 0 ? 4088 : 8192);
-    EXPECT_TRUE(Eventually([&] {
-      t.KeepUp();
-      return t.tenant->MakeRoom(UnixNowMs());
-    }));
+    SetWithTime(t, key, 1, key % 2 == 0 ? 4088 : 8192);
   }
   t.Settle();
   uint64_t below = 0, excluded = 0;
@@ -354,6 +353,22 @@ TEST(SsdTierSmallTest, TheSmallestAndThoseThatMayNotAreDropped) {
   }
   EXPECT_GT(below, 0u);
   EXPECT_GT(excluded, 0u);
+}
+
+TEST(SsdTierSmallTest, ADiskTooSlowCostsValuesNotMemory) {
+  TieredTenant t;
+  t.options.queue_bytes = 1 * kMiB;
+  t.Open();
+  t.disk->payload.writes_held = true;
+  const MemoryBudget& budget = t.tenant->budget();
+  for (uint64_t key = 0; key < kSmallKeys; ++key) {
+    t.SetSmall(Numbered(key), key, 1, 8192);
+    EXPECT_TRUE(t.tenant->MakeRoom(UnixNowMs()));
+    ASSERT_LE(budget.used_bytes(), budget.limit() + t.stats().queued_bytes) << key;
+  }
+  EXPECT_LT(t.tenant->keyspace().Size(), kSmallKeys);
+  t.disk->payload.writes_held = false;
+  t.Settle();
 }
 
 TEST(SsdTierSmallTest, AnotherValueIsNotTakenForTheVictim) {
