@@ -361,13 +361,16 @@ TEST(SsdTierSmallTest, ADiskTooSlowCostsValuesNotMemory) {
   t.Open();
   t.disk->payload.writes_held = true;
   const MemoryBudget& budget = t.tenant->budget();
+  uint64_t most = 0;
   for (uint64_t key = 0; key < kSmallKeys; ++key) {
     t.SetSmall(Numbered(key), key, 1, 8192);
+    t.KeepUp();
     EXPECT_TRUE(t.tenant->MakeRoom(UnixNowMs()));
-    ASSERT_LE(budget.used_bytes(), budget.limit() + t.stats().queued_bytes) << key;
+    most = std::max(most, budget.used_bytes() - std::min(budget.used_bytes(), t.stats().queued_bytes));
   }
   EXPECT_LT(t.tenant->keyspace().Size(), kSmallKeys);
   t.disk->payload.writes_held = false;
+  EXPECT_LE(most, budget.limit());
   t.Settle();
 }
 
