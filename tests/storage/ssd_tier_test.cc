@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -366,7 +367,8 @@ TEST(SsdTierSmallTest, ADiskTooSlowCostsValuesNotMemory) {
     t.SetSmall(Numbered(key), key, 1, 8192);
     t.KeepUp();
     EXPECT_TRUE(t.tenant->MakeRoom(UnixNowMs()));
-    most = std::max(most, budget.used_bytes() - std::min(budget.used_bytes(), t.stats().queued_bytes));
+    const uint64_t used = budget.used_bytes();
+    most = std::max(most, used - std::min(used, t.stats().queued_bytes));
   }
   EXPECT_LT(t.tenant->keyspace().Size(), kSmallKeys);
   t.disk->payload.writes_held = false;
