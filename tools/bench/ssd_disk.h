@@ -37,9 +37,10 @@ class DirectFile {
   double Append(uint64_t bytes);
   // GB/s of reading them in order, so many blocks at one time.
   double Read(uint64_t offset, uint64_t bytes, int depth) const;
-  // The same into `memory_bytes` of memory in turns, and from there once to as much other memory:
-  // what anybody can reach who hands the disk's bytes to somebody else.
-  double ReadAndCopy(uint64_t offset, uint64_t bytes, int depth, uint64_t memory_bytes) const;
+  // The same into `memory_bytes` of memory in turns; there each block is checked once against its
+  // checksum, and copied once to as much other memory: the least that is done by whoever hands the
+  // disk's bytes, verified, to somebody else.
+  double ReadCheckAndCopy(uint64_t offset, uint64_t bytes, int depth, uint64_t memory_bytes) const;
   uint64_t size() const { return size_; }
 
  private:

@@ -7,6 +7,7 @@
 #include <string>
 #include <thread>
 
+#include "tools/bench/bare_server.h"
 #include "tools/bench/clock.h"
 #include "tools/bench/failure.h"
 #include "tools/bench/load_generator.h"
@@ -52,6 +53,42 @@ class DiskLoad {
   std::thread reader_;
 };
 
+// The same without a cache: one thread writes to the disk without end, and one reads from it, four
+// blocks at a time, with the one check and the one copy that a cache's readers cannot do without.
+class BareDiskLoad {
+ public:
+  explicit BareDiskLoad(const std::string& folder)
+      : written_(folder + "/bare-written"),
+        read_(folder + "/bare-read"),
+        writer_([this] {
+          GiveWay();
+          while (!stop_) written_.Append(kBatchBytes);
+        }),
+        reader_([this] {
+          GiveWay();
+          read_.Append(kReadBytes);
+          ready_ = true;
+          while (!stop_) read_.ReadCheckAndCopy(0, kReadBytes, 4, kBatchBytes);
+        }) {
+    while (!ready_) usleep(1000);
+  }
+  ~BareDiskLoad() {
+    stop_ = true;
+    writer_.join();
+    reader_.join();
+  }
+
+ private:
+  static constexpr uint64_t kBatchBytes = DiskLoad::kBatch * kMiB;
+  static constexpr uint64_t kReadBytes = 16 * kBatchBytes;
+  std::atomic<bool> stop_{false};
+  std::atomic<bool> ready_{false};
+  DirectFile written_;
+  DirectFile read_;
+  std::thread writer_;
+  std::thread reader_;
+};
+
 void LatencyRow(SsdComparison& comparison) {
   if (!comparison.Wants("p99-disk")) return;
   constexpr size_t kKeys = 1000, kValueBytes = 64;
@@ -80,8 +117,14 @@ void LatencyRow(SsdComparison& comparison) {
   WaitForDemotions(*server);
   LoadGenerator load(server->port(), gets, kConnections, 1);
   const double seconds = comparison.quick() ? 1.5 : 3;
-  Figures ignored, beside, alone;
+  // Nor does the row ask for this: how late a loop is here that only receives and sends, beside a
+  // disk as busy.
+  const BareServer bare(gets.request_bytes, "$" + std::to_string(kValueBytes) + "\r\n" +
+                                                std::string(kValueBytes, 'x') + "\r\n");
+  LoadGenerator bare_load(bare.port(), gets, kConnections, 1);
+  Figures ignored, beside, alone, bare_beside, bare_alone;
   SmallP99(load, seconds / 4, &ignored);
+  SmallP99(bare_load, seconds / 4, &ignored);
   comparison.Measure(
       "p99-disk", comparison.reps(),
       [&] {
@@ -101,10 +144,16 @@ void LatencyRow(SsdComparison& comparison) {
           beside.Add("up GB/s", rate(TierNumber(*server, "loaded_bytes") - up));
         }
         WaitForDemotions(*server);
+        SmallP99(bare_load, seconds, &bare_alone);
+        const BareDiskLoad disk(comparison.folder().path());
+        SmallP99(bare_load, seconds, &bare_beside);
         return pair;
       },
       [&] {
-        return Json{{"ours (disk busy)", beside.Medians()}, {"theirs (idle)", alone.Medians()}};
+        return Json{{"ours (disk busy)", beside.Medians()},
+                    {"theirs (idle)", alone.Medians()},
+                    {"a bare loop, disk busy", bare_beside.Medians()},
+                    {"a bare loop, idle", bare_alone.Medians()}};
       });
 }
 
