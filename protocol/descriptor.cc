@@ -23,12 +23,15 @@ std::string_view TierName(Tier tier) {
   switch (tier) {
     case Tier::kDram:
       return "dram";
+    case Tier::kCxl:
+      return "cxl";
   }
   __builtin_unreachable();
 }
 
 std::optional<Tier> ParseTier(std::string_view name) {
   if (name == "dram") return Tier::kDram;
+  if (name == "cxl") return Tier::kCxl;
   return std::nullopt;
 }
 

@@ -9,7 +9,9 @@
 
 namespace moonpool::protocol {
 
-enum class Tier : uint8_t { kDram };
+// Where the bytes of a value in memory are.
+enum class Tier : uint8_t { kDram, kCxl };
+inline constexpr size_t kTiers = 2;
 
 std::string_view TierName(Tier tier);
 std::optional<Tier> ParseTier(std::string_view name);

@@ -134,6 +134,8 @@ constexpr KeySpec CountedKeys(int8_t step, std::string_view flags) {
 struct ValueArguments {
   int8_t first = 0;  // 0: none
   int8_t step = 0;   // 0: only that one
+  // Which argument is the key of the value at `index`.
+  size_t KeyOf(size_t index) const { return step > 0 ? index - 1 : 1; }
 };
 
 using Handler = void (*)(Context&);

@@ -190,15 +190,40 @@ void TiersSection(Context& c, Text& out) {
   const storage::MemoryBudget& budget = c.tenant.budget();
   storage::SsdTier* tier = c.tenant.ssd();
   const storage::SsdTierStats s = tier != nullptr ? tier->stats() : storage::SsdTierStats();
-  Row(out, "tier_dram_keys", c.keyspace().Size() - s.keys);
+  const storage::CxlTier* cxl = c.tenant.cxl();
+  const uint64_t cxl_keys = cxl != nullptr ? c.keyspace().partitions().cxl_keys() : 0;
+  const uint64_t keys = c.keyspace().Size();
+  Row(out, "tier_dram_keys", keys - std::min(keys, s.keys + cxl_keys));
   Row(out, "tier_dram_bytes", budget.used_bytes());
   Row(out, "tier_dram_capacity", budget.limit());
   // A read that waits for the SSD misses here and hits there.
   const uint64_t hits = c.server.Total(&LoopStats::keyspace_hits);
   const uint64_t misses = c.server.Total(&LoopStats::keyspace_misses);
-  Row(out, "tier_dram_hits", hits - std::min(hits, s.hits));
-  Row(out, "tier_dram_misses", misses + std::min(hits, s.hits));
+  const uint64_t elsewhere = std::min(hits, s.hits + c.tenant.cxl_hits());
+  Row(out, "tier_dram_hits", hits - elsewhere);
+  Row(out, "tier_dram_misses", misses + elsewhere);
   Row(out, "tier_dram_waiting_for_memory", c.tenant.memory_queue().size());
+  Row(out, "tier_cxl", cxl == nullptr ? "off" : "on");
+  if (cxl != nullptr) {
+    const storage::CxlTierStats moves = cxl->stats();
+    Row(out, "tier_cxl_keys", cxl_keys);
+    Row(out, "tier_cxl_bytes", c.tenant.cxl_budget().used_bytes());
+    Row(out, "tier_cxl_capacity", c.tenant.cxl_budget().limit());
+    Row(out, "tier_cxl_hits", c.tenant.cxl_hits());
+    Row(out, "tier_cxl_misses", misses + std::min(hits, s.hits));
+    Row(out, "tier_cxl_promotions", moves.promotions);
+    Row(out, "tier_cxl_promoted_bytes", moves.promoted_bytes);
+    Row(out, "tier_cxl_demotions", moves.demotions);
+    Row(out, "tier_cxl_demoted_bytes", moves.demoted_bytes);
+    Row(out, "tier_cxl_abandoned", moves.abandoned);
+    Row(out, "tier_cxl_refused", moves.refused);
+    Row(out, "tier_cxl_demotion_queue", moves.queued_values);
+    Row(out, "tier_cxl_demotion_queue_bytes", moves.queued_bytes);
+    Row(out, "tier_cxl_demote_p50_us", moves.demote_p50_us);
+    Row(out, "tier_cxl_demote_p99_us", moves.demote_p99_us);
+    Row(out, "tier_cxl_promote_p50_us", moves.promote_p50_us);
+    Row(out, "tier_cxl_promote_p99_us", moves.promote_p99_us);
+  }
   Row(out, "tier_ssd", tier == nullptr ? "off" : s.failing ? "failing" : "on");
   if (tier == nullptr) return;
   Row(out, "tier_ssd_last_error", s.last_error.empty() ? "none" : s.last_error);
@@ -257,13 +282,14 @@ void PartitionsSection(Context& c, Text& out) {
                             : c.server.config().text(Key::kSsdCompression);
     Row(out, "partition_" + options.name,
         fmt::format("dram_share={},ssd_share={},policy={},admission={},compression={},"
-                    "dram_bytes={},dram_keys={},ssd_bytes={},ssd_keys={},hits={},misses={},"
+                    "dram_bytes={},dram_keys={},cxl_bytes={},cxl_keys={},ssd_bytes={},ssd_keys={},"
+                    "hits={},misses={},"
                     "evictions={},demotions={},drops={},prefix={}",
                     share(options.dram_share), options.ssd ? share(options.ssd_share) : "no",
                     storage::NameOf(report.policy), storage::NameOf(options.admission), compression,
-                    counts.dram_bytes, counts.dram_keys, counts.ssd_bytes, counts.ssd_keys,
-                    counts.hits, counts.misses, counts.evictions, counts.demotions, counts.drops,
-                    options.prefix));
+                    counts.dram_bytes, counts.dram_keys, counts.cxl_bytes, counts.cxl_keys,
+                    counts.ssd_bytes, counts.ssd_keys, counts.hits, counts.misses, counts.evictions,
+                    counts.demotions, counts.drops, options.prefix));
   }
 }
 

@@ -133,7 +133,8 @@ void KvInfo(Context& c) {
   const bool on_ssd = entry->has(Entry::kOnSsd);
   r.Map(bulk ? 15 : on_ssd ? 8 : 7);
   Text(r, "stored", bulk ? "extent" : on_ssd ? "chunks" : "inline");
-  Text(r, "tier", on_ssd ? "ssd" : protocol::TierName(protocol::Tier::kDram));
+  Text(r, "tier",
+       on_ssd ? "ssd" : protocol::TierName(bulk ? entry->bulk()->tier() : protocol::Tier::kDram));
   Number(r, "length", ValueLength(*entry));
   Number(r, "heap-bytes", entry->block_bytes());
   r.Bulk("ttl-ms");
@@ -165,7 +166,7 @@ void KvRegions(Context& c) {
     r.Map(9);
     Number(r, "region", region.id);
     Text(r, "kind", region.kind == storage::Region::Kind::kShared ? "shared" : "arena");
-    Text(r, "tier", protocol::TierName(protocol::Tier::kDram));
+    Text(r, "tier", protocol::TierName(region.tier));
     Text(r, "state", region.draining ? "draining" : "active");
     Number(r, "session", region.session);
     Number(r, "bytes", region.bytes);

@@ -159,7 +159,7 @@ void Hello(Context& c) {
   for (const storage::RegionInfo& region : regions) {
     r.Array(3);
     r.Integer(region.id);
-    r.Bulk(protocol::TierName(protocol::Tier::kDram));
+    r.Bulk(protocol::TierName(region.tier));
     r.Integer(static_cast<int64_t>(region.bytes));
   }
 }

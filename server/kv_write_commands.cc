@@ -128,12 +128,14 @@ void KvAlloc(Context& c) {
       c.Error("ERR length is out of range (1 to proto-max-bulk-len)");
       continue;
     }
-    // One tier so far, so the choice is only checked.
-    if (const auto tier = c.server.placement().Choose(key, prefer); !tier) {
+    const Placement& placement = c.server.placement();
+    const auto tier = prefer ? placement.Preferred(*prefer) : placement.Choose(key);
+    if (!tier) {
       c.Error("ERR PREFER: " + tier.error().message);
       continue;
     }
-    auto handle = c.tenant.ReserveInArena(session->id(), static_cast<uint64_t>(*length), c.now_ms);
+    auto handle =
+        c.tenant.ReserveInArena(session->id(), static_cast<uint64_t>(*length), c.now_ms, *tier);
     if (!handle && c.WaitsForMemory(handle.error(), static_cast<uint64_t>(*length))) {
       // All of it is tried again, so what was got so far goes back.
       for (const auto& [index, token] : taken) session->TakeReservation(token, c[index]);
@@ -184,10 +186,12 @@ void KvCommit(Context& c) {
     const size_t at = kFirstKey + i * 3;
     const Session* session = c.connection.session();
     const auto token = protocol::ParseUint64(c[at + 1]);
-    const uint64_t bytes =
-        session != nullptr && token ? session->ReservedBytes(*token, c[at]) : 0;
-    copies.push_back(bytes > 0 ? c.tenant.Reserve(bytes, c.now_ms) : storage::WriteHandle());
-    if (!copies.back() && c.WaitsForMemory(copies.back().error(), bytes)) return;
+    const storage::Extent* const reserved =
+        session != nullptr && token ? session->Reserved(*token, c[at]) : nullptr;
+    copies.push_back(reserved != nullptr
+                         ? c.tenant.Reserve(reserved->length, c.now_ms, reserved->region->tier())
+                         : storage::WriteHandle());
+    if (!copies.back() && c.WaitsForMemory(copies.back().error(), reserved->length)) return;
   }
   auto all = std::make_shared<std::vector<Pending>>();
   for (size_t i = 0; i < *count; ++i) {

@@ -19,8 +19,10 @@ std::vector<std::string_view> Split(std::string_view text, char separator) {
   return parts;
 }
 
+}  // namespace
+
 // The first tier of the list that exists here; empty when none does.
-Result<std::optional<protocol::Tier>> FirstUsable(std::string_view tiers) {
+Result<std::optional<protocol::Tier>> Placement::FirstUsable(std::string_view tiers) const {
   const auto names = Split(tiers, ',');
   if (names.empty()) return Fail(ErrorCode::kInvalidArgument, "no tier is named");
   for (const std::string_view name : names) {
@@ -31,12 +33,11 @@ Result<std::optional<protocol::Tier>> FirstUsable(std::string_view tiers) {
     }
   }
   for (const std::string_view name : names) {
-    if (const auto tier = protocol::ParseTier(name)) return tier;
+    const auto tier = protocol::ParseTier(name);
+    if (tier && (*tier != protocol::Tier::kCxl || has_cxl_)) return tier;
   }
   return std::optional<protocol::Tier>();
 }
-
-}  // namespace
 
 Status Placement::Configure(std::string_view setting) {
   const auto words = Split(setting, ' ');
@@ -59,15 +60,16 @@ Status Placement::Configure(std::string_view setting) {
   return {};
 }
 
-Result<protocol::Tier> Placement::Choose(std::string_view key,
-                                         std::optional<std::string_view> prefer) const {
-  if (prefer) {
-    const auto usable = FirstUsable(*prefer);
-    if (!usable) return tl::unexpected<Error>(usable.error());
-    if (*usable) return **usable;
-    return Fail(ErrorCode::kInvalidArgument,
-                "this server has none of the tiers " + std::string(*prefer) + "; it has dram");
-  }
+Result<protocol::Tier> Placement::Preferred(std::string_view tiers) const {
+  const auto usable = FirstUsable(tiers);
+  if (!usable) return tl::unexpected<Error>(usable.error());
+  if (*usable) return **usable;
+  return Fail(ErrorCode::kInvalidArgument, "this server has none of the tiers " +
+                                               std::string(tiers) + "; it has dram" +
+                                               (has_cxl_ ? " and cxl" : ""));
+}
+
+protocol::Tier Placement::Choose(std::string_view key) const {
   if (any_rule_.load(std::memory_order_relaxed)) {
     MutexLock lock(mu_);
     for (const Rule& rule : rules_) {

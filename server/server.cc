@@ -87,6 +87,7 @@ Status Server::Start() {
   if (Status created = CreateTenants(); !created) return created;
   if (Status opened = OpenSsd(); !opened) return opened;
   InstallHooks();
+  placement_.set_has_cxl(default_tenant().cxl() != nullptr);
   if (Status placed = placement_.Configure(config_.text(Key::kPrefer)); !placed) return placed;
 
   background_ = std::make_unique<Background>();
@@ -261,6 +262,7 @@ void Server::Stop() {
   background_.reset();
   upkeep_.reset();
   // The tier's threads post to the loops: they end first.
+  for (const auto& tenant : tenants_) tenant->CloseCxl();
   SaveSsd();
   for (const auto& tenant : tenants_) tenant->CloseSsd();
   if (attach_server_) attach_server_->Stop();

@@ -117,18 +117,32 @@ void MemoryStats(Context& c) {
       {"extents.unlinked-bytes", budget.unlinked_bytes()},
       {"regions.bytes", budget.region_bytes()},
   };
-  const Rows dram = {{"keys", keys - std::min(keys, ssd.keys)}, {"bytes", data}, {"capacity", budget.limit()}};
+  const bool has_cxl = c.tenant.cxl() != nullptr;
+  const uint64_t cxl_keys = has_cxl ? c.keyspace().partitions().cxl_keys() : 0;
+  const Rows dram = {{"keys", keys - std::min(keys, ssd.keys + cxl_keys)},
+                     {"bytes", data},
+                     {"capacity", budget.limit()}};
+  const storage::MemoryBudget& cxl_budget = c.tenant.cxl_budget();
+  const Rows cxl = {{"keys", cxl_keys},
+                    {"bytes", cxl_budget.used_bytes()},
+                    {"capacity", cxl_budget.limit()},
+                    {"regions-bytes", cxl_budget.region_bytes()}};
   const Rows disk = {{"keys", ssd.keys},
                      {"bytes", ssd.bytes},
                      {"capacity", ssd.capacity},
                      {"disk-bytes", ssd.store.disk_bytes},
                      {"memory-bytes", ssd.store.memory_bytes},
                      {"queued-bytes", ssd.queued_bytes}};
-  c.reply.Map(rows.size() + (tier != nullptr ? 2 : 1));
+  c.reply.Map(rows.size() + 1 + (has_cxl ? 1 : 0) + (tier != nullptr ? 1 : 0));
   values(rows);
   c.reply.Bulk("tier.dram");
   c.reply.Map(dram.size());
   values(dram);
+  if (has_cxl) {
+    c.reply.Bulk("tier.cxl");
+    c.reply.Map(cxl.size());
+    values(cxl);
+  }
   if (tier == nullptr) return;
   c.reply.Bulk("tier.ssd");
   c.reply.Map(disk.size());

@@ -63,6 +63,12 @@ Status Server::CreateTenants() {
   options.arena_bytes = static_cast<uint64_t>(config_.number(Key::kArenaSize));
   options.region.huge_pages = kHugePages[config_.number(Key::kHugePages)];
   options.region.numa_node = static_cast<int>(config_.number(Key::kNumaNode));
+  options.cxl.memory_bytes = static_cast<uint64_t>(config_.number(Key::kCxlMemory));
+  options.cxl.numa_node = static_cast<int>(config_.number(Key::kCxlNode));
+  options.cxl.high_watermark = config_.real(Key::kCxlHighWatermark);
+  options.cxl.evict_ratio = config_.real(Key::kCxlEvictRatio);
+  options.cxl.queue_bytes = static_cast<uint64_t>(config_.number(Key::kCxlQueue));
+  options.cxl.wait_ms = config_.number(Key::kMemoryWait);
   auto tenant = storage::Tenant::Create(options);
   if (!tenant) return tl::unexpected<Error>(std::move(tenant.error()));
   tenants_.push_back(std::move(*tenant));

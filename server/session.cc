@@ -183,11 +183,10 @@ std::optional<uint64_t> Session::AddReservation(Reservation reservation) {
   return token;
 }
 
-uint64_t Session::ReservedBytes(uint64_t token, std::string_view key) const {
+const storage::Extent* Session::Reserved(uint64_t token, std::string_view key) const {
   const auto found = reservations_.find(token);
-  return found == reservations_.end() || found->second.key != key
-             ? 0
-             : found->second.handle.length();
+  return found == reservations_.end() || found->second.key != key ? nullptr
+                                                                  : &found->second.handle.extent();
 }
 
 std::optional<Session::Reservation> Session::TakeReservation(uint64_t token,

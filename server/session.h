@@ -74,8 +74,8 @@ class Session {
   };
   // Its token; empty when the session has too many.
   std::optional<uint64_t> AddReservation(Reservation reservation);
-  // How long its value is; 0 when there is no such token or it is for another key.
-  uint64_t ReservedBytes(uint64_t token, std::string_view key) const;
+  // Null when there is no such token or it is for another key.
+  const storage::Extent* Reserved(uint64_t token, std::string_view key) const;
   // Takes it out; empty when there is no such token or it is for another key.
   std::optional<Reservation> TakeReservation(uint64_t token, std::string_view key);
 

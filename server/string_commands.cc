@@ -245,7 +245,7 @@ bool Rewrite(Context& c, Plan&& plan, Build&& build) {
       }
       old.emplace(entry);
     }
-    auto handle = c.tenant.Reserve(length, c.now_ms);
+    auto handle = c.tenant.Reserve(length, c.now_ms, c.server.placement().Choose(c[1]));
     if (!handle) {
       if (!c.WaitsForMemory(handle.error(), length)) c.OutOfMemory(handle.error().message);
       return false;

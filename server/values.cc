@@ -67,7 +67,8 @@ std::optional<GivenValue> Context::TakeValue(size_t index) {
     value.bytes = argument.view();
     return value;
   }
-  auto handle = tenant.Reserve(argument.size, now_ms);
+  const std::string_view key = arguments[command.values.KeyOf(index)].view();
+  auto handle = tenant.Reserve(argument.size, now_ms, server.placement().Choose(key));
   if (!handle) {
     if (!WaitsForMemory(handle.error(), argument.size)) OutOfMemory(handle.error().message);
     return std::nullopt;
@@ -97,6 +98,7 @@ protocol::Descriptor DescriptorOf(const storage::BulkValue& value) {
   descriptor.slot = extent.slot;
   descriptor.generation = extent.generation;
   descriptor.crc = value.crc();
+  descriptor.tier = value.tier();
   return descriptor;
 }
 

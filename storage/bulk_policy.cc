@@ -10,6 +10,12 @@ namespace {
 // A pause that long makes up for as much learning at once.
 constexpr int64_t kBurstNs = 250'000'000;
 
+constexpr uint8_t kReadsToPromote = 2;
+
+bool InCxl(const BulkValue& value) {
+  return value.tier() == protocol::Tier::kCxl;
+}
+
 }  // namespace
 
 std::unique_ptr<EvictionPolicy> MakeEvictionPolicy(MaxmemoryPolicy policy) {
@@ -42,6 +48,11 @@ BulkPolicy::Queue& BulkPolicy::QueueOf(const BulkValue& value) {
 
 void BulkPolicy::Enter(Queue& queue, BulkValue* value, bool cold) {
   value->in_policy = true;
+  if (InCxl(*value)) {
+    value->cxl_reads = 0;
+    queue.cxl.PushFront(value);
+    return;
+  }
   value->cold = cold;
   queue.bytes += value->policy_bytes;
   if (cold) {
@@ -55,6 +66,11 @@ void BulkPolicy::Enter(Queue& queue, BulkValue* value, bool cold) {
 void BulkPolicy::Leave(BulkValue* value, bool evicted) {
   Queue& queue = QueueOf(*value);
   value->in_policy = false;
+  if (InCxl(*value)) {
+    ItemList::Unlink(value);
+    if (std::exchange(value->wanted, false)) wanted_.fetch_sub(1, std::memory_order_relaxed);
+    return;
+  }
   queue.bytes -= value->policy_bytes;
   if (value->cold) {
     ItemList::Unlink(value);
@@ -67,8 +83,11 @@ void BulkPolicy::Leave(BulkValue* value, bool evicted) {
 void BulkPolicy::Empty(Queue& queue) {
   if (queue.policy == nullptr) return;
   const auto any = [&] {
-    PolicyItem* const cold = queue.cold.back();
-    return static_cast<BulkValue*>(cold != nullptr ? cold : queue.policy->Any());
+    PolicyItem* item = nullptr;
+    for (ItemList* list : {&queue.cold, &queue.cxl, &queue.wanted}) {
+      if (item == nullptr) item = list->back();
+    }
+    return static_cast<BulkValue*>(item != nullptr ? item : queue.policy->Any());
   };
   while (BulkValue* value = any()) Leave(value, false);
   queue.learns = false;
@@ -132,11 +151,17 @@ void BulkPolicy::Unlink(BulkValue* value, bool evicted) {
 void BulkPolicy::Replace(BulkValue* value, BulkValue* replacement) {
   MutexLock lock(mu_);
   if (!value->in_policy) return;
+  // In another tier it is to be linked anew.
+  if (value->tier() != replacement->tier()) return Leave(value, false);
+  if (InCxl(*value)) {
+    replacement->cxl_reads = value->cxl_reads;
+    replacement->wanted = std::exchange(value->wanted, false);
+  }
   value->in_policy = false;
   replacement->in_policy = true;
   replacement->cold = value->cold;
-  value->cold ? ItemList::Replace(value, replacement)
-              : QueueOf(*value).policy->Replace(value, replacement);
+  value->cold || InCxl(*value) ? ItemList::Replace(value, replacement)
+                               : QueueOf(*value).policy->Replace(value, replacement);
 }
 
 size_t BulkPolicy::Touch(std::span<BulkValue* const> values, bool counts) {
@@ -155,6 +180,10 @@ size_t BulkPolicy::Touch(std::span<BulkValue* const> values, bool counts) {
       // The read that a value came up for is not yet a reason to keep it, unless any read is.
       const bool keeps = arrival == Arrival::kNone ||
                          (arrival == Arrival::kAhead && admission == Admission::kAlways);
+      if (InCxl(*value)) {
+        TouchInCxl(value, counts && keeps, admission);
+        continue;
+      }
       if (!counts || !keeps || !value->in_policy) continue;
       if (!value->cold) {
         QueueOf(*value).policy->Access(value);
@@ -166,6 +195,33 @@ size_t BulkPolicy::Touch(std::span<BulkValue* const> values, bool counts) {
   }
   for (size_t i = 0; i < ahead; ++i) read_ahead_.Useful();
   return ahead;
+}
+
+void BulkPolicy::TouchInCxl(BulkValue* value, bool keeps, Admission admission) {
+  cxl_hits_.fetch_add(1, std::memory_order_relaxed);
+  if (!keeps || !value->in_policy || value->wanted) return;
+  Queue& queue = QueueOf(*value);
+  if (value->cxl_reads < kReadsToPromote) ++value->cxl_reads;
+  value->wanted = admission == Admission::kAlways ||
+                  (admission == Admission::kSecondRead && value->cxl_reads == kReadsToPromote);
+  if (value->wanted) wanted_.fetch_add(1, std::memory_order_relaxed);
+  ItemList::Unlink(value);
+  (value->wanted ? queue.wanted : queue.cxl).PushFront(value);
+}
+
+ValueRef BulkPolicy::TakeWanted() {
+  MutexLock lock(mu_);
+  for (Queue& queue : queues_) {
+    PolicyItem* const item = queue.wanted.back();
+    if (item == nullptr) continue;
+    auto* const value = static_cast<BulkValue*>(item);
+    ItemList::Unlink(value);
+    value->wanted = false;
+    wanted_.fetch_sub(1, std::memory_order_relaxed);
+    queue.cxl.PushFront(value);
+    return ValueRef::Share(value);
+  }
+  return {};
 }
 
 bool BulkPolicy::NoteBatch(std::span<const uint64_t> key_hashes, BatchKind kind,
@@ -224,12 +280,17 @@ bool BulkPolicy::ColdFirst(uint8_t partition, bool load) {
   return static_cast<double>(queue.cold_bytes) > share * static_cast<double>(queue.bytes);
 }
 
-ValueRef BulkPolicy::Victim(uint8_t partition, bool cold) {
+ValueRef BulkPolicy::Victim(uint8_t partition, Among among) {
   MutexLock lock(mu_);
   Queue& queue = queues_[partition];
-  PolicyItem* const item = queue.policy == nullptr ? nullptr
-                           : cold                  ? queue.cold.back()
-                                                   : queue.policy->Victim();
+  if (queue.policy == nullptr) return {};
+  const auto in_cxl = [&] {
+    PolicyItem* const item = queue.cxl.back();
+    return item != nullptr ? item : queue.wanted.back();
+  };
+  PolicyItem* const item = among == Among::kCold  ? queue.cold.back()
+                           : among == Among::kCxl ? in_cxl()
+                                                  : queue.policy->Victim();
   // While it is linked, its entry's reference keeps it alive.
   return item == nullptr ? ValueRef() : ValueRef::Share(static_cast<BulkValue*>(item));
 }
@@ -238,9 +299,10 @@ void BulkPolicy::Spare(const ValueRef& value) {
   MutexLock lock(mu_);
   if (!value->in_policy) return;
   Queue& queue = QueueOf(*value);
-  if (value->cold) {
+  if (value->cold || InCxl(*value)) {
     ItemList::Unlink(value.get());
-    queue.cold.PushFront(value.get());
+    ItemList& list = !InCxl(*value) ? queue.cold : value->wanted ? queue.wanted : queue.cxl;
+    list.PushFront(value.get());
   } else {
     queue.policy->Spare(value.get());
   }

@@ -8,6 +8,10 @@
 // the extents that clients write to are recycled by their writes: between the two limits neither
 // takes regions from the other.
 //
+// Values in CXL memory are in no policy either, but in a queue by the time they came there or were
+// read last: policies put the worst there first, so this is the policies' order as well.  One that
+// is read there for the second time is wanted in DRAM, or as its partition's admission says.
+//
 // Threads: any; mu_ is a leaf lock.  Owns the policies, not the values: a value is linked while an
 // entry of the keyspace refers to it (under volatile-*: one with an expiry), and unlinked before
 // that entry lets go of it.  One lock for all partitions: a value may change over between two looks.
@@ -72,12 +76,22 @@ class BulkPolicy {
   size_t Successors(uint64_t key_hash, std::span<uint64_t> out, uint8_t partition = 0);
   ReadAheadWindow& read_ahead() { return read_ahead_; }
 
+  enum class Among : uint8_t {
+    kPolicy,
+    kCold,  // those that came up cold
+    kCxl,   // those in CXL memory; the two others are of DRAM
+  };
   // The next victim of a partition, pinned; empty when there is none.  It stays linked.
-  // `cold`: among those that came up cold; else among the others.
-  ValueRef Victim(uint8_t partition = 0, bool cold = false);
+  ValueRef Victim(uint8_t partition = 0, Among among = Among::kPolicy);
   void Spare(const ValueRef& value);
   // Whether cold values go before the others.  `load`: for one that comes up.
   bool ColdFirst(uint8_t partition, bool load);
+  // Values in CXL memory that are wanted in DRAM.  TakeWanted(): the one that waits longest; it
+  // stays linked, wanted no more.
+  bool any_wanted() const { return wanted_.load(std::memory_order_relaxed) > 0; }
+  ValueRef TakeWanted();
+  // Reads of values in CXL memory.
+  uint64_t cxl_hits() const { return cxl_hits_.load(std::memory_order_relaxed); }
   // How much of a partition may be cold while others want memory.
   void set_cold_share(double share) { cold_share_.store(share, std::memory_order_relaxed); }
 
@@ -88,10 +102,13 @@ class BulkPolicy {
     bool learns = false;  // it wants batches, and something was ever linked
     ItemList cold;
     uint64_t cold_bytes = 0;
-    uint64_t bytes = 0;  // of all that is linked
+    uint64_t bytes = 0;  // of all that is linked, in DRAM
+    ItemList cxl;
+    ItemList wanted;  // in CXL memory as well
   };
   void Enter(Queue& queue, BulkValue* value, bool cold) REQUIRES(mu_);
   void Leave(BulkValue* value, bool evicted) REQUIRES(mu_);
+  void TouchInCxl(BulkValue* value, bool keeps, Admission admission) REQUIRES(mu_);
   bool LearnsNow(size_t keys);
   // Unlinks all of it.
   void Empty(Queue& queue) REQUIRES(mu_);
@@ -100,6 +117,8 @@ class BulkPolicy {
 
   ReadAheadWindow read_ahead_;
   std::atomic<double> cold_share_{0.1};
+  std::atomic<uint64_t> wanted_{0};
+  std::atomic<uint64_t> cxl_hits_{0};
   Mutex mu_;
   std::array<Queue, Partitions::kSlots> queues_ GUARDED_BY(mu_);
   // What wants_batches() says: some queue learns.

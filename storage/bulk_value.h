@@ -39,6 +39,7 @@ class BulkValue : public PolicyItem {
   const Extent& extent() const { return extent_; }
   uint64_t length() const { return extent_.length; }
   const char* data() const { return extent_.data(); }
+  protocol::Tier tier() const { return extent_.region->tier(); }
   std::optional<uint32_t> crc() const { return crc_; }
   // Hash of the key whose entry refers to this value; changes on RENAME.
   uint64_t owner_hash() const { return owner_hash_.load(std::memory_order_relaxed); }
@@ -66,6 +67,8 @@ class BulkValue : public PolicyItem {
     if (arrival_.load(std::memory_order_relaxed) == Arrival::kNone) return Arrival::kNone;
     return arrival_.exchange(Arrival::kNone, std::memory_order_relaxed);
   }
+  // In CXL memory: how often it was read there.  Under BulkPolicy's lock.
+  uint8_t cxl_reads = 0;
   // More than the entry's own and the caller's: evicting the value would free nothing yet.
   uint32_t references() const { return references_.load(std::memory_order_relaxed); }
 

@@ -24,7 +24,8 @@ struct PolicyItem {
   uint8_t queue = 0;
   uint8_t uses = 0;
   bool in_policy = false;
-  bool cold = false;  // in no policy's order: see BulkPolicy
+  bool cold = false;    // in no policy's order: see BulkPolicy
+  bool wanted = false;  // likewise
 };
 
 // What a command that names several keys wants with them.

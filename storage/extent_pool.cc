@@ -14,6 +14,9 @@ constexpr size_t kSlotsPerLook = 8192;
 // milliseconds, on a busy machine within tenths of seconds.
 constexpr std::chrono::seconds kPatience{1};
 
+// Of CXL memory.
+constexpr uint64_t kLeastRegions = 16;
+
 // Unique within the process, so that no session can take one tenant's region for another's.
 std::atomic<uint32_t> next_region_id{1};
 
@@ -32,11 +35,17 @@ void WriteHandle::Abort() {
 }
 
 Result<std::unique_ptr<ExtentPool>> ExtentPool::Create(const PoolOptions& options,
-                                                       MemoryBudget* budget) {
-  std::unique_ptr<ExtentPool> pool(new ExtentPool(options, budget));
+                                                       MemoryBudget* budget,
+                                                       MemoryBudget* cxl_budget) {
+  std::unique_ptr<ExtentPool> pool(new ExtentPool(options, budget, cxl_budget));
   auto generations = GenerationTable::Create(options.generation_slots);
   if (!generations) return tl::unexpected<Error>(std::move(generations.error()));
   pool->generations_ = std::move(*generations);
+  if (cxl_budget != nullptr) {
+    // A node that cannot be had is an error at the start, not of every write.
+    const Status added = pool->AddRegion({Region::Kind::kShared, kNoSession, Tier::kCxl}, 1);
+    if (!added) return tl::unexpected<Error>(added.error());
+  }
   return pool;
 }
 
@@ -44,32 +53,31 @@ ExtentPool::~ExtentPool() {
   MutexLock lock(mu_);
   for (const auto& [id, region] : regions_) {
     MOONPOOL_CHECK(region->extents == 0);
-    budget_->ReleaseRegion(region->region->bytes());
+    budget(region->region->tier())->ReleaseRegion(region->region->bytes());
   }
 }
 
-Result<WriteHandle> ExtentPool::Reserve(uint64_t length) {
-  return ReserveIn(Region::Kind::kShared, kNoSession, length);
+Result<WriteHandle> ExtentPool::Reserve(uint64_t length, Tier tier) {
+  return ReserveIn({Region::Kind::kShared, kNoSession, tier}, length);
 }
 
-Result<WriteHandle> ExtentPool::ReserveInArena(SessionId session, uint64_t length) {
-  return ReserveIn(Region::Kind::kArena, session, length);
+Result<WriteHandle> ExtentPool::ReserveInArena(SessionId session, uint64_t length, Tier tier) {
+  return ReserveIn({Region::Kind::kArena, session, tier}, length);
 }
 
-Result<WriteHandle> ExtentPool::ReserveIn(Region::Kind kind, SessionId session,
-                                          uint64_t length) {
-  MOONPOOL_CHECK(length > 0);
+Result<WriteHandle> ExtentPool::ReserveIn(const Source& source, uint64_t length) {
+  MOONPOOL_CHECK(length > 0 && budget(source.tier) != nullptr);
   {
     MutexLock lock(mu_);
-    if (auto extent = TakeExtent(kind, session, length)) return WriteHandle(this, *extent);
+    if (auto extent = TakeExtent(source, length)) return WriteHandle(this, *extent);
     if (generations_->full()) {
       return Fail(ErrorCode::kOutOfMemory, "every generation slot is taken");
     }
   }
-  Status added = AddRegion(kind, session, length);
+  Status added = AddRegion(source, length);
   MutexLock lock(mu_);
   if (added) {
-    if (auto extent = TakeExtent(kind, session, length)) return WriteHandle(this, *extent);
+    if (auto extent = TakeExtent(source, length)) return WriteHandle(this, *extent);
   } else if (added.error().code != ErrorCode::kOutOfMemory) {
     return tl::unexpected<Error>(std::move(added.error()));
   }
@@ -78,17 +86,20 @@ Result<WriteHandle> ExtentPool::ReserveIn(Region::Kind kind, SessionId session,
 
 bool ExtentPool::CouldHold(uint64_t length) const {
   MutexLock lock(mu_);
-  return budget_->region_bytes() + RoundUpTo(length, kHugePageBytes) <= budget_->limit() ||
+  const MemoryBudget& dram = *budget(Tier::kDram);
+  return dram.region_bytes() + RoundUpTo(length, kHugePageBytes) <= dram.limit() ||
          std::any_of(regions_.begin(), regions_.end(), [length](const auto& entry) {
-           return !entry.second->draining && entry.second->region->bytes() >= length;
+           const PoolRegion& region = *entry.second;
+           return !region.draining && InDram(region) && region.region->bytes() >= length;
          });
 }
 
-std::optional<Extent> ExtentPool::TakeExtent(Region::Kind kind, SessionId session,
-                                             uint64_t length) {
+std::optional<Extent> ExtentPool::TakeExtent(const Source& source, uint64_t length) {
+  const bool is_shared = source.kind == Region::Kind::kShared;
   const std::vector<PoolRegion*>& regions =
-      kind == Region::Kind::kShared ? shared_ : arenas_[session];
+      is_shared ? shared(source.tier).regions : arenas_[source.session];
   for (PoolRegion* region : regions) {
+    if (region->region->tier() != source.tier) continue;
     const auto offset = region->allocator.Allocate(length);
     if (!offset) continue;
     const auto slot = generations_->Take();
@@ -97,47 +108,55 @@ std::optional<Extent> ExtentPool::TakeExtent(Region::Kind kind, SessionId sessio
       return std::nullopt;
     }
     ++region->extents;
-    budget_->AddExtent(static_cast<int64_t>(ExtentAllocator::RoundUp(length)));
-    const uint64_t generation =
-        generations_->counter(*slot).load(std::memory_order_relaxed);
+    budget(source.tier)->AddExtent(static_cast<int64_t>(ExtentAllocator::RoundUp(length)));
+    const uint64_t generation = generations_->counter(*slot).load(std::memory_order_relaxed);
     // Half of the newest region is gone: time to prepare the next.
-    if (kind == Region::Kind::kShared && region == regions.back() &&
+    if (is_shared && region == regions.back() &&
         region->allocator.free_bytes() < region->region->bytes() / 2) {
-      grow_ahead_ = true;
+      shared(source.tier).grow_ahead = true;
     }
     return Extent{region->region.get(), *offset, length, *slot, generation};
   }
   return std::nullopt;
 }
 
-Status ExtentPool::AddRegion(Region::Kind kind, SessionId session, uint64_t least_bytes) {
-  const bool shared = kind == Region::Kind::kShared;
-  const uint64_t usual = shared ? options_.region_bytes : options_.arena_bytes;
+Status ExtentPool::AddRegion(const Source& source, uint64_t least_bytes) {
+  const bool is_shared = source.kind == Region::Kind::kShared;
+  MemoryBudget& budget = *this->budget(source.tier);
+  // The usual sizes are of DRAM; where there is less of the other tier, regions are smaller.
+  const auto usual_bytes = [&](uint64_t bytes) {
+    if (source.tier == Tier::kDram) return bytes;
+    const uint64_t share = budget.limit() / kLeastRegions / kHugePageBytes * kHugePageBytes;
+    return std::min(bytes, std::max<uint64_t>(share, kHugePageBytes));
+  };
+  const uint64_t usual = usual_bytes(is_shared ? options_.region_bytes : options_.arena_bytes);
   const uint64_t least = RoundUpTo(least_bytes, kHugePageBytes);
   // Arenas must never take the place of the last shared region.
   uint64_t spare = 0;
-  if (!shared) {
+  if (!is_shared) {
     MutexLock lock(mu_);
-    if (shared_.empty()) spare = options_.region_bytes;
+    if (shared(source.tier).regions.empty()) spare = usual_bytes(options_.region_bytes);
   }
   uint64_t bytes = std::max(usual, least);
-  if (!budget_->TakeRegion(bytes, spare)) {
+  if (!budget.TakeRegion(bytes, spare)) {
     bytes = std::max(RoundUpTo(usual / 8, kHugePageBytes), least);
-    if (!budget_->TakeRegion(bytes, spare)) {
+    if (!budget.TakeRegion(bytes, spare)) {
       return Fail(ErrorCode::kOutOfMemory, "the memory limit leaves no room for a region of " +
                                                std::to_string(bytes) + " bytes");
     }
   }
-  auto region = Region::Create(next_region_id.fetch_add(1, std::memory_order_relaxed), kind,
-                               bytes, options_.region);
+  auto region =
+      Region::Create(next_region_id.fetch_add(1, std::memory_order_relaxed), source.kind, bytes,
+                     source.tier == Tier::kCxl ? options_.cxl_region : options_.region);
   if (!region) {
-    budget_->ReleaseRegion(bytes);
+    budget.ReleaseRegion(bytes);
     return tl::unexpected<Error>(std::move(region.error()));
   }
   const uint32_t id = (*region)->id();
-  auto added = std::make_unique<PoolRegion>(std::shared_ptr<Region>(std::move(*region)), session);
+  auto added =
+      std::make_unique<PoolRegion>(std::shared_ptr<Region>(std::move(*region)), source.session);
   MutexLock lock(mu_);
-  (shared ? shared_ : arenas_[session]).push_back(added.get());
+  (is_shared ? shared(source.tier).regions : arenas_[source.session]).push_back(added.get());
   regions_.emplace(id, std::move(added));
   return {};
 }
@@ -201,7 +220,8 @@ void ExtentPool::FreeExtent(const Extent& extent) {
   --region.extents;
   if (region.draining) region.progress = std::chrono::steady_clock::now();
   generations_->GiveBack(extent.slot);
-  budget_->AddExtent(-static_cast<int64_t>(ExtentAllocator::RoundUp(extent.length)));
+  budget(extent.region->tier())
+      ->AddExtent(-static_cast<int64_t>(ExtentAllocator::RoundUp(extent.length)));
 }
 
 std::shared_ptr<Region> ExtentPool::FindRegion(uint32_t id) const {
@@ -218,6 +238,7 @@ std::vector<RegionInfo> ExtentPool::Regions() const {
     RegionInfo info;
     info.id = id;
     info.kind = region->region->kind();
+    info.tier = region->region->tier();
     info.session = region->session;
     info.draining = region->draining;
     info.huge_pages = region->region->huge_pages();
@@ -279,14 +300,15 @@ void ExtentPool::DrainRegion(PoolRegion& region) {
   region.progress = std::chrono::steady_clock::now();
   region.populating = false;
   if (region.region->kind() == Region::Kind::kShared) {
-    std::erase(shared_, &region);
+    std::erase(shared(region.region->tier()).regions, &region);
   } else {
     std::erase(arenas_[region.session], &region);
   }
 }
 
 bool ExtentPool::Progresses(const PoolRegion& region) {
-  return region.draining && std::chrono::steady_clock::now() - region.progress < kPatience;
+  return region.draining && InDram(region) &&
+         std::chrono::steady_clock::now() - region.progress < kPatience;
 }
 
 bool ExtentPool::Emptying() const {
@@ -300,24 +322,26 @@ uint64_t ExtentPool::FreeElsewhere(SessionId session) const {
   MutexLock lock(mu_);
   for (const auto& [id, region] : regions_) {
     if (region->draining || region->region->kind() == Region::Kind::kShared) continue;
-    if (region->session != session) free += region->allocator.free_bytes();
+    if (InDram(*region) && region->session != session) free += region->allocator.free_bytes();
   }
   if (session == kNoSession) return free;
-  for (size_t i = 0; i + 1 < shared_.size(); ++i) free += shared_[i]->allocator.free_bytes();
+  const std::vector<PoolRegion*>& shared = shared_[static_cast<size_t>(Tier::kDram)].regions;
+  for (size_t i = 0; i + 1 < shared.size(); ++i) free += shared[i]->allocator.free_bytes();
   return free;
 }
 
 bool ExtentPool::RetireOne(Sparing sparing, std::optional<SessionId> elsewhere_of) {
   MutexLock lock(mu_);
+  const std::vector<PoolRegion*>& shared_regions = shared(Tier::kDram).regions;
   uint64_t shared_free = 0;
-  for (const PoolRegion* region : shared_) shared_free += region->allocator.free_bytes();
+  for (const PoolRegion* region : shared_regions) shared_free += region->allocator.free_bytes();
   PoolRegion* best = nullptr;
   double best_share = 2;
   for (const auto& [id, region] : regions_) {
     if (Progresses(*region)) return true;
-    if (region->draining) continue;
+    if (region->draining || !InDram(*region)) continue;
     const bool shared = region->region->kind() == Region::Kind::kShared;
-    if (shared && shared_.size() < 2) continue;
+    if (shared && shared_regions.size() < 2) continue;
     if (elsewhere_of == region->session) continue;  // shared ones are of kNoSession
     // Its writer has yet to map it: the emptiest, and the one that will be filled first.
     if (!shared && !region->sealed && region->extents > 0) continue;
@@ -374,7 +398,7 @@ std::vector<ValueRef> ExtentPool::NearlyDrained(size_t most) {
   MutexLock lock(mu_);
   const PoolRegion* fewest = nullptr;
   for (const auto& [id, region] : regions_) {
-    if (!region->draining || region->extents == 0) continue;
+    if (!region->draining || region->extents == 0 || !InDram(*region)) continue;
     if (fewest == nullptr || region->extents < fewest->extents) fewest = region.get();
   }
   if (fewest == nullptr) return values;
@@ -388,14 +412,16 @@ std::vector<ValueRef> ExtentPool::NearlyDrained(size_t most) {
 }
 
 bool ExtentPool::Maintain(uint64_t populate_bytes) {
-  bool grow = false;
-  {
-    MutexLock lock(mu_);
-    grow = std::exchange(grow_ahead_, false);
-  }
-  if (grow) {
+  for (const Tier tier : {Tier::kDram, Tier::kCxl}) {
+    if (budget(tier) == nullptr) continue;
+    bool grow;
+    {
+      MutexLock lock(mu_);
+      grow = std::exchange(shared(tier).grow_ahead, false);
+    }
+    if (!grow) continue;
     // Ahead of need only; when the budget has no room, reservations will find out themselves.
-    [[maybe_unused]] const Status added = AddRegion(Region::Kind::kShared, kNoSession, 1);
+    [[maybe_unused]] const Status added = AddRegion({Region::Kind::kShared, kNoSession, tier}, 1);
   }
   const bool populated = PopulateSlice(populate_bytes);
   const bool gave_up = GiveUpEmpty();
@@ -445,7 +471,7 @@ bool ExtentPool::GiveUpEmpty() {
     if (region->kind() == Region::Kind::kArena && !region->ProveNoWriters()) continue;
     MutexLock lock(mu_);
     if (regions_.erase(region->id()) == 0) continue;  // another thread was faster
-    budget_->ReleaseRegion(region->bytes());
+    budget(region->tier())->ReleaseRegion(region->bytes());
     any = true;
   }
   return any;

@@ -1,4 +1,4 @@
-// The regions of one tenant, and the extents in them.
+// The regions of one tenant, in DRAM and perhaps in CXL memory, and the extents in them.
 //
 // Life of an extent:
 //   1. Reserve() / ReserveInArena() takes it off a region's free list, with a generation slot.
@@ -41,11 +41,13 @@ struct PoolOptions {
   uint64_t arena_bytes = 256ull << 20;
   uint32_t generation_slots = 1u << 20;
   RegionOptions region;
+  RegionOptions cxl_region;  // of regions in CXL memory, where there is any
 };
 
 struct RegionInfo {
   uint32_t id = 0;
   Region::Kind kind = Region::Kind::kShared;
+  protocol::Tier tier = protocol::Tier::kDram;
   SessionId session = kNoSession;  // an arena's writer, while its session lives
   bool draining = false;
   bool huge_pages = false;
@@ -57,16 +59,20 @@ struct RegionInfo {
 
 class ExtentPool {
  public:
+  using Tier = protocol::Tier;
+
+  // `cxl_budget`: of CXL memory; null: there is none, and nothing is ever reserved there.
   static Result<std::unique_ptr<ExtentPool>> Create(const PoolOptions& options,
-                                                    MemoryBudget* budget);
+                                                    MemoryBudget* budget,
+                                                    MemoryBudget* cxl_budget = nullptr);
   ~ExtentPool();
 
   // --- writing -----------------------------------------------------------------------------
   // An extent the server itself writes.  `length` > 0.  kOutOfMemory when none is free.
-  Result<WriteHandle> Reserve(uint64_t length);
+  Result<WriteHandle> Reserve(uint64_t length, Tier tier = Tier::kDram);
   // An extent the session's client writes.
-  Result<WriteHandle> ReserveInArena(SessionId session, uint64_t length);
-  // False when no region, now or after making one, could hold so long a value at all.
+  Result<WriteHandle> ReserveInArena(SessionId session, uint64_t length, Tier tier = Tier::kDram);
+  // False when no region in DRAM, now or after making one, could hold so long a value at all.
   bool CouldHold(uint64_t length) const;
   // Faults in the memory of a reservation, where that was not done ahead: a device that writes to
   // it would otherwise find small pages, which take several times as long.  Blocks.
@@ -98,6 +104,9 @@ class ExtentPool {
   // `populate_bytes` is about how much memory that slice may fault in.
   bool Maintain(uint64_t populate_bytes = kPopulateSlice);
   static constexpr uint64_t kPopulateSlice = 32ull << 20;
+  // What follows, but for Draining() and GiveUpEmpty(), is about DRAM alone: in CXL memory nobody
+  // waits for room, so regions there need not change hands.
+  //
   // What is free where this writer cannot have it: in others' arenas, and for an arena's writer in
   // shared regions, but for the newest, where values move to.  Looks at every region.
   uint64_t FreeElsewhere(SessionId session) const;
@@ -142,14 +151,28 @@ class ExtentPool {
     std::chrono::steady_clock::time_point progress;  // of its draining
   };
 
-  ExtentPool(const PoolOptions& options, MemoryBudget* budget)
-      : options_(options), budget_(budget) {}
+  // What extents come from: regions of one kind, one writer and one tier.
+  struct Source {
+    Region::Kind kind;
+    SessionId session;
+    Tier tier;
+  };
+  // Of one tier.
+  struct Shared {
+    std::vector<PoolRegion*> regions;  // oldest first
+    bool grow_ahead = true;            // make a region before it is needed
+  };
 
-  Result<WriteHandle> ReserveIn(Region::Kind kind, SessionId session, uint64_t length);
-  std::optional<Extent> TakeExtent(Region::Kind kind, SessionId session, uint64_t length)
-      REQUIRES(mu_);
-  Status AddRegion(Region::Kind kind, SessionId session, uint64_t least_bytes) EXCLUDES(mu_);
+  ExtentPool(const PoolOptions& options, MemoryBudget* budget, MemoryBudget* cxl_budget)
+      : options_(options), budgets_{budget, cxl_budget} {}
+
+  MemoryBudget* budget(Tier tier) const { return budgets_[static_cast<size_t>(tier)]; }
+  Shared& shared(Tier tier) REQUIRES(mu_) { return shared_[static_cast<size_t>(tier)]; }
+  Result<WriteHandle> ReserveIn(const Source& source, uint64_t length);
+  std::optional<Extent> TakeExtent(const Source& source, uint64_t length) REQUIRES(mu_);
+  Status AddRegion(const Source& source, uint64_t least_bytes) EXCLUDES(mu_);
   void DrainRegion(PoolRegion& region) REQUIRES(mu_);
+  static bool InDram(const PoolRegion& region) { return region.region->tier() == Tier::kDram; }
   static bool Progresses(const PoolRegion& region);
   static void AddAliases(BulkValue* first, std::vector<ValueRef>* values);
   bool PopulateSlice(uint64_t bytes) EXCLUDES(mu_);
@@ -161,19 +184,18 @@ class ExtentPool {
   void Destroy(BulkValue* value) EXCLUDES(mu_);
 
   const PoolOptions options_;
-  MemoryBudget* const budget_;
+  MemoryBudget* const budgets_[protocol::kTiers];  // null: there is no such tier
   std::function<void(uint32_t)> on_gone_;
   std::unique_ptr<GenerationTable> generations_;  // its free list under mu_
 
   mutable Mutex mu_;
   std::unordered_map<uint32_t, std::unique_ptr<PoolRegion>> regions_ GUARDED_BY(mu_);
-  // Regions new extents may come from, oldest first: shared ones, and arenas by session.
-  std::vector<PoolRegion*> shared_ GUARDED_BY(mu_);
+  // Regions new extents may come from: shared ones by tier, and arenas by session.
+  Shared shared_[protocol::kTiers] GUARDED_BY(mu_);
   std::unordered_map<SessionId, std::vector<PoolRegion*>> arenas_ GUARDED_BY(mu_);
   // By generation slot, the values that show that extent, linked through next_alias_.
   std::vector<BulkValue*> by_slot_ GUARDED_BY(mu_);
   size_t drain_cursor_ GUARDED_BY(mu_) = 0;  // the slot Draining() looked at last
-  bool grow_ahead_ GUARDED_BY(mu_) = true;  // make a shared region before it is needed
 };
 
 }  // namespace moonpool::storage

@@ -174,15 +174,18 @@ class Keyspace {
   void SetLeastOnSsd(uint64_t bytes) { least_on_ssd_ = bytes; }
   // The same for entries with their value on the SSD, which take little memory and lose much.
   size_t EvictOnSsdForHeap(int64_t now_ms) { return EvictSampled(now_ms, true, true, nullptr); }
-  // Evicts the entry that refers to `value`: drops it, unless it is on the SSD as well, where it
-  // then stays.
+  // Where the value of an entry is to be afterwards that is evicted: nowhere, unless it is on the
+  // SSD as well; on the SSD; in CXL memory.
+  enum class Next { kDropped, kSsd, kCxl };
+  // Evicts the entry that refers to `value`, if nothing has to be moved for it.
   enum class Eviction {
     kFreed,
     kKept,   // pinned, or not there any more
-    kDirty,  // not on the SSD yet, and `drop` is false
+    kMoves,  // it may go, and the caller is to move it: it is not there yet
   };
-  Eviction EvictBulk(const BulkValue& value, int64_t now_ms, bool ignore_soft_pins, bool drop);
-  // Lets the entry that refers to `value` refer to `moved` (the same bytes elsewhere).
+  Eviction EvictBulk(const BulkValue& value, int64_t now_ms, bool ignore_soft_pins, Next next);
+  // Lets the entry that refers to `value` refer to `moved` (the same bytes elsewhere).  In another
+  // tier it begins anew in the policy.
   bool MoveBulk(const BulkValue& value, ValueRef moved);
 
   // --- the SSD tier (keyspace_ssd.cc) ----------------------------------------------------------

@@ -125,22 +125,23 @@ Table::Slot Keyspace::FindOwner(Stripe& stripe, const BulkValue& value) {
 }
 
 Keyspace::Eviction Keyspace::EvictBulk(const BulkValue& value, int64_t now_ms,
-                                       bool ignore_soft_pins, bool drop) {
+                                       bool ignore_soft_pins, Next next) {
   const uint64_t hash = value.owner_hash();
   Stripe& stripe = StripeOf(hash);
   SpinLock lock(stripe.mu);
   const Table::Slot slot = FindOwner(stripe, value);
   if (!slot || !Evictable(stripe, *slot.entry(), now_ms, ignore_soft_pins)) return Eviction::kKept;
   Entry* entry = slot.entry();
-  const bool dead = entry->expired(now_ms) ||
-                    (any_void_.load(std::memory_order_relaxed) && Voided(stripe, entry->key(), hash));
+  const bool dead = entry->expired(now_ms) || (any_void_.load(std::memory_order_relaxed) &&
+                                               Voided(stripe, entry->key(), hash));
+  if (next == Next::kCxl && !dead) return Eviction::kMoves;
   if (log_ != nullptr && !dead) {
     if (const SsdPlace place = value.place()) {
       KeepOnSsd(stripe, slot, place);
       return Eviction::kFreed;
     }
-    if (!drop) {
-      if (!MemoryOnly(stripe, entry->key())) return Eviction::kDirty;
+    if (next != Next::kDropped) {
+      if (!MemoryOnly(stripe, entry->key())) return Eviction::kMoves;
       memory_only_dropped_.fetch_add(1, std::memory_order_relaxed);
     }
   }

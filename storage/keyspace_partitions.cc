@@ -26,8 +26,8 @@ uint8_t Keyspace::SlotOf(const Entry& entry) const {
 
 void Keyspace::CountLinked(const BulkValue& value, int sign) {
   const int64_t bytes = sign * static_cast<int64_t>(value.policy_bytes);
-  budget_->AddLinked(bytes);
-  partitions_.AddDram(value.partition(), bytes, sign);
+  if (value.tier() == protocol::Tier::kDram) budget_->AddLinked(bytes);
+  partitions_.AddMemory(value.tier(), value.partition(), bytes, sign);
 }
 
 void Keyspace::CountOnSsd(const SsdPlace& place, int sign) {
@@ -52,9 +52,9 @@ void Keyspace::MoveToPartition(BulkValue* value, uint8_t slot) {
   value->set_place(place);
   if (value->partition() == slot) return;
   const auto bytes = static_cast<int64_t>(value->policy_bytes);
-  partitions_.AddDram(value->partition(), -bytes, -1);
+  partitions_.AddMemory(value->tier(), value->partition(), -bytes, -1);
   bulk_policy_->Assign(value, slot);
-  partitions_.AddDram(slot, bytes, 1);
+  partitions_.AddMemory(value->tier(), slot, bytes, 1);
 }
 
 // --- changes -----------------------------------------------------------------------------------

@@ -137,6 +137,8 @@ Partitions::Counts Partitions::counts(uint8_t index) const {
   Counts counts;
   counts.dram_bytes = NotBelowZero(slot.dram_bytes);
   counts.dram_keys = NotBelowZero(slot.dram_keys);
+  counts.cxl_bytes = NotBelowZero(slot.cxl_bytes);
+  counts.cxl_keys = NotBelowZero(slot.cxl_keys);
   counts.ssd_bytes = NotBelowZero(slot.ssd_bytes);
   counts.ssd_keys = NotBelowZero(slot.ssd_keys);
   for (const ReadShard& shard : reads_) {
@@ -147,6 +149,12 @@ Partitions::Counts Partitions::counts(uint8_t index) const {
   counts.demotions = Read(slot.demotions);
   counts.drops = Read(slot.drops);
   return counts;
+}
+
+uint64_t Partitions::cxl_keys() const {
+  uint64_t keys = 0;
+  for (const Slot& slot : slots_) keys += NotBelowZero(slot.cxl_keys);
+  return keys;
 }
 
 void Partitions::ResetStats() {
@@ -200,13 +208,15 @@ void Partitions::FillPressures(std::atomic<double> Slot::*share, Bytes&& bytes,
   }
 }
 
-size_t Partitions::VictimOrder(Order* order) const {
+size_t Partitions::VictimOrder(Order* order, protocol::Tier tier) const {
   if (end() == 1) {
     (*order)[0] = 0;
     return 1;
   }
-  const auto bytes = [](const Slot& slot) {
-    return static_cast<double>(Read(slot.dram_bytes) - Read(slot.leaving_bytes));
+  const auto bytes = [tier](const Slot& slot) {
+    return static_cast<double>(tier == protocol::Tier::kDram
+                                   ? Read(slot.dram_bytes) - Read(slot.dram_leaving)
+                                   : Read(slot.cxl_bytes) - Read(slot.cxl_leaving));
   };
   Pressures pressures;
   FillPressures(&Slot::dram_share, bytes, &pressures);

@@ -16,6 +16,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "protocol/descriptor.h"
 #include "storage/partition_options.h"
 
 namespace moonpool::storage {
@@ -84,6 +85,8 @@ class Partitions {
   struct Counts {
     uint64_t dram_bytes = 0;  // extents of large values that keys refer to
     uint64_t dram_keys = 0;
+    uint64_t cxl_bytes = 0;  // the same in CXL memory
+    uint64_t cxl_keys = 0;
     uint64_t ssd_bytes =
         0;  // lengths of values on the SSD, those that are in memory too among them
     uint64_t ssd_keys = 0;
@@ -94,11 +97,13 @@ class Partitions {
     uint64_t drops = 0;      // large values lost altogether to make room
   };
   Counts counts(uint8_t slot) const;
+  uint64_t cxl_keys() const;  // of all
   void ResetStats();
 
-  void AddDram(uint8_t slot, int64_t bytes, int64_t keys) {
-    Add(slots_[slot].dram_bytes, bytes);
-    Add(slots_[slot].dram_keys, keys);
+  void AddMemory(protocol::Tier tier, uint8_t slot, int64_t bytes, int64_t keys) {
+    const bool dram = tier == protocol::Tier::kDram;
+    Add(dram ? slots_[slot].dram_bytes : slots_[slot].cxl_bytes, bytes);
+    Add(dram ? slots_[slot].dram_keys : slots_[slot].cxl_keys, keys);
   }
   void AddSsd(uint8_t slot, int64_t bytes, int64_t keys) {
     Add(slots_[slot].ssd_bytes, bytes);
@@ -106,22 +111,25 @@ class Partitions {
   }
   // FLUSHALL: nothing is on the SSD.  With all stripes locked.
   void ClearSsd();
-  // Bytes of `dram_bytes` that are on their way to the SSD, and will be free without another
-  // victim.
-  void AddLeaving(uint8_t slot, int64_t bytes) { Add(slots_[slot].leaving_bytes, bytes); }
+  // Bytes of `dram_bytes` (or `cxl_bytes`) that are on their way to a lower tier, and will be free
+  // without another victim.
+  void AddLeaving(protocol::Tier tier, uint8_t slot, int64_t bytes) {
+    const bool dram = tier == protocol::Tier::kDram;
+    Add(dram ? slots_[slot].dram_leaving : slots_[slot].cxl_leaving, bytes);
+  }
   void CountRead(uint8_t slot, bool hit);
   void CountEviction(uint8_t slot) { Add(slots_[slot].evictions, 1); }
   void CountDemotion(uint8_t slot) { Add(slots_[slot].demotions, 1); }
   void CountDrop(uint8_t slot) { Add(slots_[slot].drops, 1); }
 
   // --- who gives
-  // Slots in the order in which they are to be asked for a victim in memory: furthest above its
-  // share (bytes by share) first.  Those without a share of their own count with the default
-  // partition, which has what is left of 1; among themselves they come in a random order, one with
-  // twice the bytes twice as often first.  Nothing is left: what the default partition has goes
-  // first.
+  // Slots in the order in which they are to be asked for a victim in that tier: furthest above its
+  // share (bytes by share) first.  What is a partition's share of DRAM is its share of CXL memory.
+  // Those without a share of their own count with the default partition, which has what is left of
+  // 1; among themselves they come in a random order, one with twice the bytes twice as often first.
+  // Nothing is left: what the default partition has goes first.
   using Order = std::array<uint8_t, kSlots>;
-  size_t VictimOrder(Order* order) const;
+  size_t VictimOrder(Order* order, protocol::Tier tier = protocol::Tier::kDram) const;
   // How far above its share each is on the SSD.  Zero for slots that have nothing there.
   using Pressures = std::array<double, kSlots>;
   void SsdPressures(Pressures* pressures) const;
@@ -138,7 +146,8 @@ class Partitions {
     std::array<Reads, kSlots> slots;
   };
   struct alignas(64) Slot {
-    std::atomic<int64_t> dram_bytes{0}, dram_keys{0}, leaving_bytes{0};
+    std::atomic<int64_t> dram_bytes{0}, dram_keys{0}, dram_leaving{0};
+    std::atomic<int64_t> cxl_bytes{0}, cxl_keys{0}, cxl_leaving{0};
     std::atomic<int64_t> ssd_bytes{0}, ssd_keys{0};
     std::atomic<uint64_t> evictions{0}, demotions{0}, drops{0};
     std::atomic<double> dram_share{0}, ssd_share{0};  // kNoShare: nothing; 0: none of its own

@@ -83,7 +83,7 @@ char* MapAligned(int fd, size_t bytes, int protection) {
 Result<std::unique_ptr<Region>> Region::Create(uint32_t id, Kind kind, size_t bytes,
                                                const RegionOptions& options) {
   bytes = (bytes + kHugePageBytes - 1) & ~(kHugePageBytes - 1);
-  std::unique_ptr<Region> region(new Region(id, kind, bytes));
+  std::unique_ptr<Region> region(new Region(id, kind, options.tier, bytes));
   if (Status status = region->Open(options); !status) {
     return tl::unexpected<Error>(std::move(status.error()));
   }

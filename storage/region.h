@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "protocol/descriptor.h"
 #include "protocol/status.h"
 #include "protocol/unique_fd.h"
 
@@ -29,6 +30,7 @@ struct RegionOptions {
   // kernel can (Linux 6.1), else small ones.  kYes: reserved ones or an error.
   HugePages huge_pages = HugePages::kAuto;
   int numa_node = -1;  // bind the memory to this node; -1: wherever the first touch falls
+  protocol::Tier tier = protocol::Tier::kDram;
 };
 
 class Region {
@@ -45,6 +47,7 @@ class Region {
 
   uint32_t id() const { return id_; }
   Kind kind() const { return kind_; }
+  protocol::Tier tier() const { return tier_; }
   size_t bytes() const { return bytes_; }
   bool huge_pages() const { return hugetlb_; }
   // A shared region's bytes may be written by the server; an arena's only read.
@@ -65,11 +68,13 @@ class Region {
   bool ProveNoWriters() const;
 
  private:
-  Region(uint32_t id, Kind kind, size_t bytes) : id_(id), kind_(kind), bytes_(bytes) {}
+  Region(uint32_t id, Kind kind, protocol::Tier tier, size_t bytes)
+      : id_(id), kind_(kind), tier_(tier), bytes_(bytes) {}
   Status Open(const RegionOptions& options);
 
   const uint32_t id_;
   const Kind kind_;
+  const protocol::Tier tier_;
   const size_t bytes_;
   bool hugetlb_ = false;
   UniqueFd fd_;

@@ -143,9 +143,10 @@ SsdTier::Taken SsdTier::Demote(ValueRef value, bool keep) {
     return Taken::kRefused;
   }
   if (Full(value->length()) || !value->BeginDemotion()) return Taken::kFull;
-  queued_bytes_.fetch_add(bytes, std::memory_order_relaxed);
+  const protocol::Tier tier = value->tier();
+  queued_bytes_[static_cast<size_t>(tier)].fetch_add(bytes, std::memory_order_relaxed);
   const uint8_t partition = value->partition();
-  if (!keep) keyspace_.partitions().AddLeaving(partition, static_cast<int64_t>(bytes));
+  if (!keep) keyspace_.partitions().AddLeaving(tier, partition, static_cast<int64_t>(bytes));
   {
     MutexLock lock(mu_);
     down_.push_back({std::move(value), keep, partition});
@@ -182,6 +183,7 @@ void SsdTier::Write() {
 
 void SsdTier::WriteOne(Down& down) {
   BulkValue& value = *down.value;
+  const protocol::Tier tier = value.tier();
   const uint64_t bytes = ExtentAllocator::RoundUp(value.length());
   const auto start = std::chrono::steady_clock::now();
   const SsdPlace place =
@@ -211,9 +213,11 @@ void SsdTier::WriteOne(Down& down) {
   }
   value.EndDemotion();
   down.value.Reset();
-  if (!down.keep) keyspace_.partitions().AddLeaving(down.leaves, -static_cast<int64_t>(bytes));
-  queued_bytes_.fetch_sub(bytes, std::memory_order_relaxed);
-  if (freed) freed_(bytes);
+  if (!down.keep) {
+    keyspace_.partitions().AddLeaving(tier, down.leaves, -static_cast<int64_t>(bytes));
+  }
+  queued_bytes_[static_cast<size_t>(tier)].fetch_sub(bytes, std::memory_order_relaxed);
+  if (freed && tier == protocol::Tier::kDram) freed_(bytes);
 }
 
 // --- up --------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ class SsdTier {
   using Reserve = std::function<Result<WriteHandle>(uint64_t length, bool wait)>;
 
   // Opens the store and fills the keyspace, which must be empty, with what is there.  `reserve`
-  // finds memory for values that come up, and may `wait` for it; `freed` is told of memory that
+  // finds memory for values that come up, and may `wait` for it; `freed` is told of DRAM that
   // values on their way down gave back.
   static Result<std::unique_ptr<SsdTier>> Open(const SsdTierOptions& options, Keyspace& keyspace,
                                                Reserve reserve,
@@ -104,8 +104,13 @@ class SsdTier {
   // Begins to move a value down.  kFull: the queue is, try again later; kRefused: the disk is failing
   // or full, what must go is to be dropped.  With `keep` it stays in memory as well.
   Taken Demote(ValueRef value, bool keep = false);
-  // Bytes that will be free in memory soon.
-  uint64_t queued_bytes() const { return queued_bytes_.load(std::memory_order_relaxed); }
+  // Bytes that will be free in memory soon, in that tier.
+  uint64_t queued_bytes(protocol::Tier tier) const {
+    return queued_bytes_[static_cast<size_t>(tier)].load(std::memory_order_relaxed);
+  }
+  uint64_t queued_bytes() const {
+    return queued_bytes(protocol::Tier::kDram) + queued_bytes(protocol::Tier::kCxl);
+  }
 
   enum class LoadError { kNone, kGone, kNoMemory, kDisk };
   struct Loaded {
@@ -181,7 +186,7 @@ class SsdTier {
   std::unique_ptr<std::atomic<uint64_t>[]> seen_;
   std::atomic<uint64_t> passed_{0};  // bytes through memory: of values that came up or went down
 
-  std::atomic<uint64_t> queued_bytes_{0};
+  std::atomic<uint64_t> queued_bytes_[protocol::kTiers] = {};
   std::atomic<int64_t> failing_until_ms_{0};  // monotonic clock
   std::atomic<int> failures_{0};              // in a row
   struct Counters {

@@ -46,6 +46,7 @@ uint64_t RoundToHugePages(uint64_t bytes) {
 Tenant::Tenant(const TenantOptions& options)
     : name_(options.name),
       budget_(options.quota_bytes),
+      cxl_budget_(options.cxl.memory_bytes),
       high_watermark_(options.high_watermark),
       evict_ratio_(options.evict_ratio),
       bulk_policy_(options.policy) {
@@ -56,6 +57,17 @@ Result<std::unique_ptr<Tenant>> Tenant::Create(const TenantOptions& options) {
   std::unique_ptr<Tenant> tenant(new Tenant(options));
   PoolOptions pool;
   pool.region = options.region;
+  const bool cxl = options.cxl.memory_bytes > 0;
+  if (cxl) {
+    pool.cxl_region = options.region;
+    pool.cxl_region.tier = Tier::kCxl;
+    pool.cxl_region.numa_node = options.cxl.numa_node;
+    if (pool.cxl_region.numa_node < 0) {
+      const auto node = FindCpulessNode();
+      if (!node) return tl::unexpected<Error>(node.error());
+      pool.cxl_region.numa_node = *node;
+    }
+  }
   pool.region_bytes = RoundToHugePages(
       options.region_bytes != 0
           ? options.region_bytes
@@ -66,13 +78,34 @@ Result<std::unique_ptr<Tenant>> Tenant::Create(const TenantOptions& options) {
   const auto pages = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
                      static_cast<uint64_t>(sysconf(_SC_PAGESIZE)) / ExtentAllocator::kAlignment;
   pool.generation_slots = static_cast<uint32_t>(std::min<uint64_t>(pages, UINT32_MAX));
-  auto created = ExtentPool::Create(pool, &tenant->budget_);
+  auto created = ExtentPool::Create(pool, &tenant->budget_, cxl ? &tenant->cxl_budget_ : nullptr);
   if (!created) return tl::unexpected<Error>(std::move(created.error()));
   tenant->pool_ = std::move(*created);
   tenant->keyspace_ =
       std::make_unique<Keyspace>(&tenant->budget_, &tenant->bulk_policy_, options.policy);
   tenant->keyspace_->SetPartitions(options.partitions);
+  if (cxl) tenant->OpenCxl(options.cxl);
   return tenant;
+}
+
+void Tenant::OpenCxl(const CxlTierOptions& options) {
+  CxlTier::Hooks hooks;
+  hooks.reserve = [this](uint64_t length) { return ReserveInCxl(kNoSession, length, UnixMs()); };
+  hooks.reserve_dram = [this](uint64_t length) -> Result<WriteHandle> {
+    // Half of what is kept free for writers stays theirs.
+    const double most = (1 + high_watermark_.load(std::memory_order_relaxed)) / 2;
+    if (static_cast<double>(budget_.used_bytes() + length) >
+        most * static_cast<double>(budget_.limit())) {
+      return Fail(ErrorCode::kBusy, "DRAM is above its watermark");
+    }
+    return pool_->Reserve(length);
+  };
+  hooks.refused = [this](const ValueRef& value) {
+    const Outcome outcome = EvictFromMemory(value, UnixMs(), false);
+    if (outcome == Outcome::kKept || outcome == Outcome::kWait) keyspace_->AbandonDemotion(*value);
+  };
+  hooks.freed = [this](uint64_t bytes) { memory_queue_.Freed(bytes); };
+  cxl_ = std::make_unique<CxlTier>(options, *keyspace_, bulk_policy_, std::move(hooks));
 }
 
 Tenant::~Tenant() = default;
@@ -116,12 +149,36 @@ Result<WriteHandle> Tenant::ReserveAndWait(uint64_t length, int64_t wait_ms) {
   }
 }
 
-Result<WriteHandle> Tenant::Reserve(uint64_t length, int64_t now_ms) {
-  return ReserveWith(kNoSession, length, now_ms);
+Result<WriteHandle> Tenant::Reserve(uint64_t length, int64_t now_ms, Tier tier) {
+  return ReserveInArena(kNoSession, length, now_ms, tier);
 }
 
-Result<WriteHandle> Tenant::ReserveInArena(SessionId session, uint64_t length, int64_t now_ms) {
+Result<WriteHandle> Tenant::ReserveInArena(SessionId session, uint64_t length, int64_t now_ms,
+                                           Tier tier) {
+  if (tier == Tier::kCxl && cxl_ != nullptr && cxl_->Holds(length)) {
+    if (auto handle = ReserveInCxl(session, length, now_ms)) return handle;
+  }
   return ReserveWith(session, length, now_ms);
+}
+
+Result<WriteHandle> Tenant::ReserveInCxl(SessionId session, uint64_t length, int64_t now_ms) {
+  const auto reserve = [&] {
+    return session == kNoSession ? pool_->Reserve(length, Tier::kCxl)
+                                 : pool_->ReserveInArena(session, length, Tier::kCxl);
+  };
+  Result<WriteHandle> handle = reserve();
+  const auto coming = [&] { return ssd_ != nullptr ? ssd_->queued_bytes(Tier::kCxl) : 0; };
+  const uint64_t most = std::max(length * kEvictionFactor, kEvictionFloor);
+  for (uint64_t evicted = 0; !handle && evicted < most && coming() < length;) {
+    const uint64_t bytes = EvictOneInCxl(now_ms);
+    if (bytes == 0) break;
+    evicted += bytes;
+    handle = reserve();
+  }
+  if (!handle && coming() > 0) {
+    return Fail(ErrorCode::kBusy, handle.error().message + " in CXL memory yet");
+  }
+  return handle;
 }
 
 Result<WriteHandle> Tenant::ReserveWith(SessionId session, uint64_t length, int64_t now_ms,
@@ -286,7 +343,8 @@ uint64_t Tenant::EvictOneBulk(int64_t now_ms, Taker taker) {
       if (partitions.policy(partition) == MaxmemoryPolicy::kNoEviction) continue;
       const bool cold = bulk_policy_.ColdFirst(partition, taker == Taker::kLoad);
       for (const bool these : {cold, !cold}) {
-        if (const auto bytes = EvictOneBulk(partition, these, now_ms, mercy)) return *bytes;
+        const Among among = these ? Among::kCold : Among::kPolicy;
+        if (const auto bytes = EvictOneBulk(partition, among, now_ms, mercy)) return *bytes;
       }
     }
   }
@@ -301,18 +359,66 @@ uint64_t Tenant::EvictOneCold(int64_t now_ms) {
         !bulk_policy_.ColdFirst(partition, true)) {
       continue;
     }
-    if (const auto bytes = EvictOneBulk(partition, true, now_ms, Mercy::kHeldAndPinned)) return *bytes;
+    if (const auto bytes = EvictOneBulk(partition, Among::kCold, now_ms, Mercy::kHeldAndPinned)) {
+      return *bytes;
+    }
   }
   return 0;
 }
 
-Tenant::Outcome Tenant::Evict(const ValueRef& value, int64_t now_ms, bool ignore_soft_pins) {
+uint64_t Tenant::EvictOneInCxl(int64_t now_ms) {
+  const Partitions& partitions = keyspace_->partitions();
+  Partitions::Order order;
+  const size_t count = partitions.VictimOrder(&order, Tier::kCxl);
+  for (const Mercy mercy : {Mercy::kHeldAndPinned, Mercy::kPinned, Mercy::kNone}) {
+    for (const uint8_t partition : std::span(order).first(count)) {
+      if (partitions.policy(partition) == MaxmemoryPolicy::kNoEviction) continue;
+      if (const auto bytes = EvictOneBulk(partition, Among::kCxl, now_ms, mercy)) return *bytes;
+    }
+  }
+  return 0;
+}
+
+Tenant::Outcome Tenant::Evict(const ValueRef& value, int64_t now_ms, bool ignore_soft_pins,
+                              Among among) {
+  // What came up from the SSD for one reader goes back there.
+  if (among == Among::kPolicy) {
+    if (const auto outcome = EvictToCxl(value, now_ms, ignore_soft_pins)) return *outcome;
+  }
+  return EvictFromMemory(value, now_ms, ignore_soft_pins);
+}
+
+std::optional<Tenant::Outcome> Tenant::EvictToCxl(const ValueRef& value, int64_t now_ms,
+                                                  bool ignore_soft_pins) {
+  if (cxl_ == nullptr || value->tier() == Tier::kCxl || !cxl_->Holds(value->length())) {
+    return std::nullopt;
+  }
   using Eviction = Keyspace::Eviction;
-  const auto try_to = [&](bool drop) {
-    return keyspace_->EvictBulk(*value, now_ms, ignore_soft_pins, drop);
+  switch (keyspace_->EvictBulk(*value, now_ms, ignore_soft_pins, Keyspace::Next::kCxl)) {
+    case Eviction::kFreed:
+      return Outcome::kFreed;
+    case Eviction::kKept:
+      return Outcome::kKept;
+    case Eviction::kMoves:
+      break;
+  }
+  // Out of the policy first: the value may be there before Demote() returns.
+  bulk_policy_.Unlink(value.get(), true);
+  const CxlTier::Taken taken = cxl_->Demote(value.Share());
+  if (taken == CxlTier::Taken::kYes) return Outcome::kComing;
+  keyspace_->AbandonDemotion(*value);
+  return taken == CxlTier::Taken::kFull ? Outcome::kWait : Outcome::kKept;
+}
+
+Tenant::Outcome Tenant::EvictFromMemory(const ValueRef& value, int64_t now_ms,
+                                        bool ignore_soft_pins) {
+  using Eviction = Keyspace::Eviction;
+  using Next = Keyspace::Next;
+  const auto try_to = [&](Next next) {
+    return keyspace_->EvictBulk(*value, now_ms, ignore_soft_pins, next);
   };
-  Eviction evicted = try_to(ssd_ == nullptr);
-  if (evicted == Eviction::kDirty) {
+  Eviction evicted = try_to(ssd_ == nullptr ? Next::kDropped : Next::kSsd);
+  if (evicted == Eviction::kMoves) {
     if (ssd_->Full(value->length())) return Outcome::kWait;
     // Out of the policy first: the value may be on the SSD before Demote() returns.
     bulk_policy_.Unlink(value.get(), true);
@@ -323,7 +429,7 @@ Tenant::Outcome Tenant::Evict(const ValueRef& value, int64_t now_ms, bool ignore
         keyspace_->AbandonDemotion(*value);
         return Outcome::kWait;
       case SsdTier::Taken::kRefused:
-        evicted = try_to(true);
+        evicted = try_to(Next::kDropped);
         if (evicted == Eviction::kKept) keyspace_->AbandonDemotion(*value);
         break;
     }
@@ -331,16 +437,16 @@ Tenant::Outcome Tenant::Evict(const ValueRef& value, int64_t now_ms, bool ignore
   return evicted == Eviction::kFreed ? Outcome::kFreed : Outcome::kKept;
 }
 
-std::optional<uint64_t> Tenant::EvictOneBulk(uint8_t partition, bool cold, int64_t now_ms,
-                                              Mercy mercy) {
+std::optional<uint64_t> Tenant::EvictOneBulk(uint8_t partition, Among among, int64_t now_ms,
+                                             Mercy mercy) {
   const BulkValue* first_spared = nullptr;
   for (int i = 0; i < kVictimsPerRound; ++i) {
-    ValueRef victim = bulk_policy_.Victim(partition, cold);
+    ValueRef victim = bulk_policy_.Victim(partition, among);
     if (!victim || victim.get() == first_spared) return std::nullopt;  // none, or once round
     const uint64_t bytes = ExtentAllocator::RoundUp(victim->length());
     const bool held = victim->references() > 2;
     if (!held || mercy != Mercy::kHeldAndPinned) {
-      const Outcome outcome = Evict(victim, now_ms, mercy == Mercy::kNone);
+      const Outcome outcome = Evict(victim, now_ms, mercy == Mercy::kNone, among);
       if (outcome == Outcome::kWait) return 0;
       if (outcome != Outcome::kKept) return bytes;
     }
@@ -369,11 +475,28 @@ bool Tenant::EvictAboveWatermark(int64_t now_ms) {
   return evicting_;
 }
 
+bool Tenant::MaintainCxl(int64_t now_ms) {
+  if (cxl_ == nullptr) return false;
+  if (bulk_policy_.any_wanted()) cxl_->Wake();
+  const CxlTierOptions& options = cxl_->options();
+  const auto limit = static_cast<double>(cxl_budget_.limit());
+  const auto used = [&] {
+    const uint64_t coming = ssd_ != nullptr ? ssd_->queued_bytes(Tier::kCxl) : 0;
+    return static_cast<double>(cxl_budget_.used_bytes()) - static_cast<double>(coming);
+  };
+  if (used() > options.high_watermark * limit) evicting_in_cxl_ = true;
+  const double low = (options.high_watermark - options.evict_ratio) * limit;
+  for (int i = 0; evicting_in_cxl_ && i < kEvictionsPerSlice; ++i) {
+    if (used() <= low || EvictOneInCxl(now_ms) == 0) evicting_in_cxl_ = false;
+  }
+  return evicting_in_cxl_;
+}
+
 bool Tenant::DrainSome(int64_t now_ms) {
   const std::vector<ValueRef> values = pool_->Draining(kMovesPerSlice);
   bool progress = false;
   for (const ValueRef& value : values) {
-    auto target = pool_->Reserve(value->length());
+    auto target = pool_->Reserve(value->length(), value->tier());
     if (target) {
       std::memcpy(target->data(), value->data(), value->length());
       ValueRef moved = std::move(*target).Publish(value->crc());
@@ -411,6 +534,7 @@ bool Tenant::MaintainOnce(int64_t now_ms) {
   bool more = keyspace_->ExpireSome(kExpireBucketsPerSlice, now_ms) >= kExpireBucketsPerSlice;
   more |= keyspace_->SweepVoids(now_ms);
   more |= EvictAboveWatermark(now_ms);
+  more |= MaintainCxl(now_ms);
   more |= MaintainSsd(now_ms);
   // Heap and regions together are over the limit: turn a region's memory to other use.
   if (budget_.region_bytes() + budget_.inline_bytes() > budget_.limit()) {

@@ -14,6 +14,7 @@
 
 #include "protocol/status.h"
 #include "storage/bulk_policy.h"
+#include "storage/cxl_tier.h"
 #include "storage/extent_pool.h"
 #include "storage/keyspace.h"
 #include "storage/memory_budget.h"
@@ -33,6 +34,7 @@ struct TenantOptions {
   uint64_t region_bytes = 0;     // 0: a sixteenth of the quota, at most 1 GiB
   uint64_t arena_bytes = 0;      // 0: a quarter of region_bytes
   RegionOptions region;
+  CxlTierOptions cxl;
 };
 
 class Tenant {
@@ -49,10 +51,18 @@ class Tenant {
   // Opens the SSD tier and fills the keyspace with what is on it.  At the start, before anything
   // else uses the tenant.
   Status OpenSsd(const SsdTierOptions& options, int64_t now_ms);
-  // Ends it; nobody else uses the tenant any more.
+  // Ends what moves values within memory, before SsdTier::Save(); nobody else uses the tenant any
+  // more.
+  void CloseCxl() { cxl_.reset(); }
+  // Ends that too.
   void CloseSsd() { ssd_.reset(); }
   // Null: there is none.
   SsdTier* ssd() { return ssd_.get(); }
+  // Likewise.
+  CxlTier* cxl() { return cxl_.get(); }
+  const MemoryBudget& cxl_budget() const { return cxl_budget_; }
+  // Reads of values in CXL memory.
+  uint64_t cxl_hits() const { return bulk_policy_.cxl_hits(); }
 
   // Somebody reads along a chain and has come to this key: what follows it on the SSD, in its
   // partition, begins to come up.
@@ -62,8 +72,11 @@ class Tenant {
   // Extents for a value of `length` bytes; evicts to make room.  kOutOfMemory: nothing is
   // evictable, or the value fits into no region.  kBusy: memory is on its way (values to the SSD,
   // regions that values and clients leave); wait in memory_queue() and try again.
-  Result<WriteHandle> Reserve(uint64_t length, int64_t now_ms);
-  Result<WriteHandle> ReserveInArena(SessionId session, uint64_t length, int64_t now_ms);
+  // In `tier` if there is one and it has room, else in DRAM.
+  using Tier = protocol::Tier;
+  Result<WriteHandle> Reserve(uint64_t length, int64_t now_ms, Tier tier = Tier::kDram);
+  Result<WriteHandle> ReserveInArena(SessionId session, uint64_t length, int64_t now_ms,
+                                     Tier tier = Tier::kDram);
 
   MemoryQueue& memory_queue() { return memory_queue_; }
 
@@ -99,24 +112,38 @@ class Tenant {
  private:
   enum class Mercy { kHeldAndPinned, kPinned, kNone };  // what a round of eviction spares
 
+  using Among = BulkPolicy::Among;
+
   explicit Tenant(const TenantOptions& options);
+  void OpenCxl(const CxlTierOptions& options);
   // What came of trying to evict a value.
   enum class Outcome {
     kFreed,
-    kComing,  // it is on its way to the SSD
+    kComing,  // it is on its way to a lower tier
     kKept,    // pinned, or gone
     kWait,    // too many are on their way
   };
-  Outcome Evict(const ValueRef& value, int64_t now_ms, bool ignore_soft_pins);
+  Outcome Evict(const ValueRef& value, int64_t now_ms, bool ignore_soft_pins,
+                Among among = Among::kPolicy);
+  // To CXL memory; nullopt: not there.
+  std::optional<Outcome> EvictToCxl(const ValueRef& value, int64_t now_ms, bool ignore_soft_pins);
+  // Out of memory.
+  Outcome EvictFromMemory(const ValueRef& value, int64_t now_ms, bool ignore_soft_pins);
   // For the tier's own threads.
   Result<WriteHandle> ReserveAndWait(uint64_t length, int64_t wait_ms);
   // With that many bytes more in use eviction would be over, below the low watermark.
   bool Roomy(uint64_t bytes) const;
-  uint64_t coming_bytes() const { return ssd_ != nullptr ? ssd_->queued_bytes() : 0; }
+  // DRAM that will come free without another victim.
+  uint64_t coming_bytes() const {
+    return (ssd_ != nullptr ? ssd_->queued_bytes(Tier::kDram) : 0) +
+           (cxl_ != nullptr ? cxl_->queued_bytes() : 0);
+  }
   // Who takes the memory of those that are evicted.
   enum class Taker : uint8_t { kWrite, kLoad };
   Result<WriteHandle> ReserveWith(SessionId session, uint64_t length, int64_t now_ms,
                                   Taker taker = Taker::kWrite);
+  // In CXL memory; evicts there.  kOutOfMemory, kBusy as Reserve().
+  Result<WriteHandle> ReserveInCxl(SessionId session, uint64_t length, int64_t now_ms);
   bool EvictToLimit(int64_t now_ms);
   // Evicts one value or a handful of entries; returns the bytes that will come back, now or when
   // they are on the SSD; 0: nothing is evictable, or too much is on its way.
@@ -124,13 +151,15 @@ class Tenant {
   uint64_t EvictOneBulk(int64_t now_ms, Taker taker = Taker::kWrite);
   // Of those that came up cold, where they are many.
   uint64_t EvictOneCold(int64_t now_ms);
+  uint64_t EvictOneInCxl(int64_t now_ms);
   // Of one partition; nullopt: nothing of it could go, but another's may.
-  std::optional<uint64_t> EvictOneBulk(uint8_t partition, bool cold, int64_t now_ms, Mercy mercy);
+  std::optional<uint64_t> EvictOneBulk(uint8_t partition, Among among, int64_t now_ms, Mercy mercy);
   uint64_t EvictOneInline(int64_t now_ms);
   // Moves a small value into an extent, and from there to the SSD like any other.
   uint64_t DemoteInline(const Keyspace::Movable& victim, int64_t now_ms);
   bool MaintainOnce(int64_t now_ms);
   bool EvictAboveWatermark(int64_t now_ms);
+  bool MaintainCxl(int64_t now_ms);
   bool MaintainSsd(int64_t now_ms);
   bool DrainSome(int64_t now_ms);
   // Evicts what is left in a draining region and gives the region up; false: none could be.
@@ -138,6 +167,7 @@ class Tenant {
 
   const std::string name_;
   MemoryBudget budget_;
+  MemoryBudget cxl_budget_;
   std::atomic<double> high_watermark_;
   std::atomic<double> evict_ratio_;
   std::atomic<uint64_t> holds_{0};
@@ -146,11 +176,13 @@ class Tenant {
   std::atomic<int64_t> finish_draining_after_ms_{0};  // the last try was in vain
   std::atomic<int64_t> evict_inline_after_ms_{0};     // so was that one, and looked at much
   bool evicting_ = false;  // Maintain()'s: between the two watermarks, on the way down
+  bool evicting_in_cxl_ = false;
   BulkPolicy bulk_policy_;
   std::unique_ptr<ExtentPool> pool_;
   std::unique_ptr<Keyspace> keyspace_;  // its values must go before the pool
   MemoryQueue memory_queue_;
   std::unique_ptr<SsdTier> ssd_;
+  std::unique_ptr<CxlTier> cxl_;
 };
 
 }  // namespace moonpool::storage

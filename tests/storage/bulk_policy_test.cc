@@ -88,16 +88,16 @@ TEST_P(ColdValuesTest, TheOldestGoesFirstUnlessItIsReadAgain) {
   Link(false);
   BulkValue* const first = Link(true);
   BulkValue* const second = Link(true);
-  EXPECT_EQ(policy_.Victim(0, true).get(), first);
+  EXPECT_EQ(policy_.Victim(0, BulkPolicy::Among::kCold).get(), first);
   Touch(first);
-  EXPECT_EQ(policy_.Victim(0, true).get(), second);
+  EXPECT_EQ(policy_.Victim(0, BulkPolicy::Among::kCold).get(), second);
   policy_.Spare(ValueRef::Share(second));
-  EXPECT_EQ(policy_.Victim(0, true).get(), second);  // there is no other
+  EXPECT_EQ(policy_.Victim(0, BulkPolicy::Among::kCold).get(), second);  // there is no other
   policy_.Unlink(second, true);
-  EXPECT_FALSE(policy_.Victim(0, true));
+  EXPECT_FALSE(policy_.Victim(0, BulkPolicy::Among::kCold));
   // The one that was read is among the others now.
   policy_.Unlink(values_[0].get(), false);
-  EXPECT_EQ(policy_.Victim(0, false).get(), first);
+  EXPECT_EQ(policy_.Victim(0).get(), first);
 }
 
 TEST_P(ColdValuesTest, LoadsReplaceThemFromHalfTheShareOnOthersAboveIt) {
@@ -129,18 +129,18 @@ TEST_P(ColdValuesTest, TheyMoveAndChangePoliciesLikeOthers) {
   Link(false);
   ValueRef moved = MakeBulk(*pool_, std::string(5000, 'x'));
   policy_.Replace(cold, moved.get());
-  EXPECT_EQ(policy_.Victim(0, true).get(), moved.get());
+  EXPECT_EQ(policy_.Victim(0, BulkPolicy::Among::kCold).get(), moved.get());
   policy_.Unlink(cold, false);  // which is linked no more
   EXPECT_TRUE(policy_.ColdFirst(0, false));
   policy_.Change(MaxmemoryPolicy::kAllKeysLru);
-  EXPECT_FALSE(policy_.Victim(0, true));
-  EXPECT_FALSE(policy_.Victim(0, false));
+  EXPECT_FALSE(policy_.Victim(0, BulkPolicy::Among::kCold));
+  EXPECT_FALSE(policy_.Victim(0));
   EXPECT_FALSE(policy_.ColdFirst(0, true));
   policy_.Change(MaxmemoryPolicy::kAllKeysLru, 3);
   policy_.Assign(moved.get(), 3);
   policy_.Link(moved.get(), 0, 0, true);
-  EXPECT_EQ(policy_.Victim(3, true).get(), moved.get());
-  EXPECT_FALSE(policy_.Victim(0, true));
+  EXPECT_EQ(policy_.Victim(3, BulkPolicy::Among::kCold).get(), moved.get());
+  EXPECT_FALSE(policy_.Victim(0, BulkPolicy::Among::kCold));
   policy_.Assign(moved.get(), 0);
   EXPECT_FALSE(policy_.ColdFirst(3, true));
 }

@@ -252,7 +252,7 @@ TEST(PartitionsTest, WhatIsNeverLetInStaysCold) {
     store.bulk_policy.Link(value.get(), 0, 0, true);
     BulkValue* const read[] = {value.get()};
     for (int i = 0; i < reads; ++i) store.keyspace.Touch(read);
-    const ValueRef victim = store.bulk_policy.Victim(set->Match(prefix), true);
+    const ValueRef victim = store.bulk_policy.Victim(set->Match(prefix), BulkPolicy::Among::kCold);
     return victim.get() == value.get();
   };
   EXPECT_TRUE(cold_after("other:", Arrival::kCold, 1));

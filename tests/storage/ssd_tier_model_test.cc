@@ -27,7 +27,13 @@ constexpr const char* kPartitions[] = {
     "one prefix=key:11 dram=0.05; two prefix=key:1 policy=allkeys-prefix; three prefix=key:3 dram=0.9",
     "four prefix=key: policy=allkeys-lfu admission=never compression=lz4; one prefix=key:4 ssd=1"};
 
-TEST(SsdTierModelTest, RandomWork) {
+// With a CXL tier and without.
+class SsdTierModelTest : public testing::TestWithParam<bool> {};
+class SsdTierThreadsTest : public testing::TestWithParam<bool> {};
+INSTANTIATE_TEST_SUITE_P(Cxl, SsdTierModelTest, testing::Bool());
+INSTANTIATE_TEST_SUITE_P(Cxl, SsdTierThreadsTest, testing::Bool());
+
+TEST_P(SsdTierModelTest, RandomWork) {
   struct Known {
     uint64_t version;
     int64_t expiry_ms = 0;
@@ -38,6 +44,7 @@ TEST(SsdTierModelTest, RandomWork) {
   TieredTenant t;
   t.tenant_options.quota_bytes = 12 * kMiB;
   t.options.write_through = random.Chance(0.3);
+  if (GetParam()) t.UseCxl(8 * kMiB);
   t.Open();
   std::map<std::string, Known> model;
   uint64_t version = 0, served = 0, missed = 0;
@@ -63,7 +70,9 @@ TEST(SsdTierModelTest, RandomWork) {
     const std::string name = Numbered(random.Below(80));
     const uint64_t what = random.Below(1000);
     if (what < 250) {
-      t.Set(name, 0, ++version, random.Between(3, 40'000) * 8);
+      const bool cxl = GetParam() && random.Chance(0.2);
+      t.Set(name, 0, ++version, random.Between(3, 40'000) * 8,
+            cxl ? protocol::Tier::kCxl : protocol::Tier::kDram);
       model[name] = {version};
     } else if (what < 290) {
       const bool worth_it = random.Chance(0.5);
@@ -132,6 +141,7 @@ TEST(SsdTierModelTest, RandomWork) {
   t.Settle();
   ExpectExactCounts(t.tenant->keyspace(), UnixNowMs());
   EXPECT_EQ(t.tenant->budget().extent_bytes(), 0u);
+  EXPECT_EQ(t.tenant->cxl_budget().extent_bytes(), 0u);
   EXPECT_EQ(t.stats().bytes, 0u);
 }
 
@@ -190,12 +200,13 @@ class Owner {
   uint64_t next_ = 0, served_ = 0, wrong_ = 0;
 };
 
-TEST(SsdTierThreadsTest, WritersReadersEvictionAndFlushes) {
+TEST_P(SsdTierThreadsTest, WritersReadersEvictionAndFlushes) {
   Random random;
   SCOPED_TRACE(random.Replay());
   TieredTenant t;
   t.tenant_options.quota_bytes = 16 * kMiB;
   t.options.capacity_bytes = 24 * kMiB;
+  if (GetParam()) t.UseCxl(8 * kMiB);
   t.upkeep_runs = true;
   t.Open();
   std::vector<Owner> owners;

@@ -280,7 +280,7 @@ TEST(SsdTierTest, AValueThatDrainsWhileItGoesDownIsStillEvictable) {
   t.Set("k", 2, 1);
   ASSERT_EQ(t.BeginDemotion("large"), SsdTier::Taken::kYes);
   const ValueRef old = t.Hold("k");
-  t.tenant->keyspace().EvictBulk(*old, UnixNowMs(), true, false);
+  t.tenant->keyspace().EvictBulk(*old, UnixNowMs(), true, Keyspace::Next::kSsd);
   ASSERT_EQ(t.BeginDemotion("k"), SsdTier::Taken::kYes);
   auto target = t.tenant->Reserve(kLength, UnixNowMs());
   ASSERT_TRUE(target);

@@ -158,7 +158,8 @@ struct Store {
 // EvictBulk() without an SSD tier: whether the value went.
 inline bool Evicted(Keyspace& keyspace, const BulkValue& value, int64_t now_ms,
                     bool ignore_soft_pins) {
-  return keyspace.EvictBulk(value, now_ms, ignore_soft_pins, true) == Keyspace::Eviction::kFreed;
+  return keyspace.EvictBulk(value, now_ms, ignore_soft_pins, Keyspace::Next::kDropped) ==
+         Keyspace::Eviction::kFreed;
 }
 
 }  // namespace moonpool::storage

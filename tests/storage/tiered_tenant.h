@@ -1,5 +1,5 @@
-// A tenant with an SSD tier in a directory of its own, which stops and crashes; its values say what
-// they are.
+// A tenant with an SSD tier in a directory of its own, and perhaps a CXL tier, which stops and
+// crashes; its values say what they are.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -7,6 +7,7 @@
 #include <future>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -44,12 +45,21 @@ class TieredTenant {
   // After changes of the options.
   void Open() {
     tenant = std::move(*Tenant::Create(tenant_options));
+    if (!ssd) return;
     const Status opened = tenant->OpenSsd(options, UnixNowMs());
     ASSERT_TRUE(opened) << opened.error().message;
   }
   // What a killed process leaves.
   void Crash() { tenant.reset(); }
+  // Of any NUMA node: what matters here is that it is another tier.  Before Open().
+  void UseCxl(uint64_t bytes) {
+    tenant_options.cxl.memory_bytes = bytes;
+    tenant_options.cxl.numa_node = 0;
+    tenant_options.cxl.queue_bytes = 8 * kMiB;
+    tenant_options.cxl.wait_ms = kPatience.count();
+  }
   void Stop() {
+    tenant->CloseCxl();
     const Status saved = tier().Save(kPatience.count(), nullptr);
     EXPECT_TRUE(saved) << saved.error().message;
     tenant.reset();
@@ -70,12 +80,13 @@ class TieredTenant {
   // --- values: key number n is "key:n", or has another name but n's bytes
 
   // SET of a large value, waiting for memory as the server does.
-  void Set(const std::string& name, uint64_t key, uint64_t version, uint64_t length = kLength) {
-    Result<WriteHandle> handle = tenant->Reserve(length, UnixNowMs());
+  void Set(const std::string& name, uint64_t key, uint64_t version, uint64_t length = kLength,
+           protocol::Tier tier = protocol::Tier::kDram) {
+    Result<WriteHandle> handle = tenant->Reserve(length, UnixNowMs(), tier);
     EXPECT_TRUE(Eventually([&] {
       if (!handle && handle.error().code == ErrorCode::kBusy) {
         KeepUp();
-        handle = tenant->Reserve(length, UnixNowMs());
+        handle = tenant->Reserve(length, UnixNowMs(), tier);
       }
       return handle || handle.error().code != ErrorCode::kBusy;
     }));
@@ -130,6 +141,15 @@ class TieredTenant {
     return true;
   }
 
+  // "dram", "cxl", "ssd"; "": nowhere.
+  std::string TierOf(const std::string& name) {
+    KeyLock lock(tenant->keyspace(), name, UnixNowMs());
+    const Entry* entry = lock.key.Find();
+    if (entry == nullptr) return "";
+    if (entry->has(Entry::kOnSsd)) return "ssd";
+    const bool bulk = entry->has(Entry::kBulk);
+    return std::string(TierName(bulk ? entry->bulk()->tier() : protocol::Tier::kDram));
+  }
   enum class Where { kNowhere, kMemory, kClean, kSsd };
   Where WhereIs(const std::string& name) {
     KeyLock lock(tenant->keyspace(), name, UnixNowMs());
@@ -165,16 +185,17 @@ class TieredTenant {
   // Out of memory; what is not on the SSD is lost.
   void Evict(const std::string& name) {
     if (const ValueRef value = Hold(name)) {
-      tenant->keyspace().EvictBulk(*value, UnixNowMs(), true, true);
+      tenant->keyspace().EvictBulk(*value, UnixNowMs(), true, Keyspace::Next::kDropped);
     }
   }
   // Nothing is going up or down.
   void Settle() {
     EXPECT_TRUE(Eventually([&] {
-      const SsdTierStats now = stats();
+      if (tenant->cxl() != nullptr && tenant->cxl()->queued_bytes() > 0) return false;
+      const SsdTierStats now = ssd ? stats() : SsdTierStats();
       return now.queued_values == 0 && now.loads_queued == 0;
     }));
-    EXPECT_TRUE(tier().log().Sync(kPatience.count()));
+    EXPECT_TRUE(!ssd || tier().log().Sync(kPatience.count()));
   }
 
   struct Found {
@@ -195,6 +216,8 @@ class TieredTenant {
           place = entry->place();
         } else if (entry->has(Entry::kBulk)) {
           held = ValueRef::Share(entry->bulk());
+          BulkValue* const read = entry->bulk();
+          tenant->keyspace().Touch(std::span(&read, 1));
         } else {
           bytes = entry->value();
         }
@@ -228,6 +251,7 @@ class TieredTenant {
 
   SsdTierOptions options;
   TenantOptions tenant_options;
+  bool ssd = true;
   bool upkeep_runs = false;  // as a thread of its own
   const std::shared_ptr<TierDisk> disk = std::make_shared<TierDisk>();
 
