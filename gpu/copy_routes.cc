@@ -133,7 +133,9 @@ Result<std::vector<char*>> CopyRoutes::Chunks(uint64_t bytes, bool in_host_memor
     if (in_host_memory) {
       Result<std::unique_ptr<HostBlock>> block = main_.device->NewHostBlock(bytes);
       if (!block) return tl::unexpected(std::move(block.error()));
-      chunks.push_back((*block)->data());
+      const Result<Place> place = places_.Find((*block)->data(), bytes);
+      if (!place) return tl::unexpected(place.error());
+      chunks.push_back(ForDevice(*place, (*block)->data()));
       in_flight_.host_blocks.push_back(std::move(*block));
     } else {
       Result<std::unique_ptr<DeviceBlock>> block = main_.device->NewDeviceBlock(bytes);

@@ -68,7 +68,7 @@ class CudaDevice : public Device {
   const std::vector<Device*>& all_;
   CudaPins& pins_;
   CudaPools pools_{&context_};
-  CudaTables tables_{&pools_};
+  CudaTables tables_{&context_, &pools_};
   DeviceInfo info_;
   Mutex mu_;
   std::set<CudaDevice*> peers_ GUARDED_BY(mu_);  // that this device's context may access

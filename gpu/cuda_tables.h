@@ -18,25 +18,29 @@ namespace moonpool::gpu {
 
 class CudaTables {
  public:
-  explicit CudaTables(CudaPools* pools) : pools_(pools) {}
+  CudaTables(CudaContext* context, CudaPools* pools) : context_(context), pools_(pools) {}
   ~CudaTables();
 
   struct Slot {
     CudaPools::Block host;
     CudaPools::Block device;
+    cudaEvent_t sent = nullptr;
     cudaEvent_t used = nullptr;  // behind the last kernel that reads it
   };
   // Room for a table; fill slot.host.
   Result<Slot> Take(uint64_t bytes);
-  // Puts the copy to the device into the stream.  REQUIRES: a context is current, here and below.
+  // What is put into the stream from now on finds the table on the device.  REQUIRES: a context is
+  // current, here and below.
   Status Send(const Slot& slot, uint64_t bytes, cudaStream_t stream);
   // The slot is free when what is in the stream now is done.
   Status GiveBack(const Slot& slot, cudaStream_t stream);
 
  private:
+  CudaContext* const context_;
   CudaPools* const pools_;
   Mutex mu_;
   std::vector<Slot> slots_ GUARDED_BY(mu_);
+  cudaStream_t stream_ GUARDED_BY(mu_) = nullptr;
 };
 
 }  // namespace moonpool::gpu

@@ -64,6 +64,7 @@ bool HostStreams::WaitUntilReached(const Point& point) const {
 void HostStreams::Pause(int device, uint64_t after) {
   MutexLock lock(mu_);
   devices_[device].steps_until_pause = after;
+  changed_.NotifyAll();
 }
 
 void HostStreams::Resume(int device) {
