@@ -1,6 +1,7 @@
 // moonpool-gpu-peer: another process that imports regions, for processes_test.
 //
 //   moonpool-gpu-peer double|cuda      commands come over file descriptor 3
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <memory>

@@ -2,6 +2,7 @@
 // on the host double alone, which can be made to do all of this.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <string>
