@@ -61,7 +61,7 @@ class RawCuda {
   void Poison(void* to, uint64_t bytes);
   // cudaMemcpyAsync.
   void Copy(void* to, const void* from, uint64_t bytes);
-  // cudaMemcpyBatchAsync: false where CUDA has none (before 12.8).
+  // cudaMemcpyBatchAsync: false where there is none (before CUDA 12.8).
   bool CopyBatch(const std::vector<gpu::Piece>& pieces);
   // An event behind what was given so far, and the wait for it.
   void Wait();
