@@ -9,16 +9,17 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 ALLOWED = {
     "protocol": set(),
     "storage": {"protocol"},
+    "gpu": {"protocol"},
     "server": {"protocol", "storage"},
     "client": {"protocol"},
-    "tools": {"protocol", "storage", "client"},
-    "tests": {"protocol", "storage", "server", "client", "tools"},
+    "tools": {"protocol", "storage", "client", "gpu"},
+    "tests": {"protocol", "storage", "server", "client", "tools", "gpu"},
 }
 INCLUDE = re.compile(r'^\s*#include "([a-z_]+)/')
 
 
 def sources():
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "*.h", "*.cc"],
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "*.h", "*.cc", "*.cu"],
                             cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     return [pathlib.Path(name) for name in listed if (ROOT / name).exists()]
 

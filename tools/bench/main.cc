@@ -1,4 +1,4 @@
-// moonpool-bench replay | compare | pd | embedding | policy | ssd
+// moonpool-bench replay | compare | pd | embedding | policy | ssd | gpu
 #include <unistd.h>
 
 #include <cstdio>
@@ -10,6 +10,7 @@
 #include "tools/bench/compare.h"
 #include "tools/bench/embedding.h"
 #include "tools/bench/failure.h"
+#include "tools/bench/gpu.h"
 #include "tools/bench/pd.h"
 #include "tools/bench/policy.h"
 #include "tools/bench/replay.h"
@@ -167,12 +168,22 @@ void AddSsd(CLI::App* app, SsdModeOptions* options) {
       ->check(CLI::ExistingFile);
 }
 
+void AddGpu(CLI::App* app, GpuModeOptions* options) {
+  AddOutput(app, &options->common);
+  app->add_option("--rows", options->rows, "only rows whose id or name matches this expression");
+  app->add_flag("--list", options->list, "list the rows and stop");
+  app->add_option("--reps", options->reps, "repetitions (default: 7; with --quick 3)")
+      ->check(CLI::Range(1, 1000));
+  app->add_option("--device", options->device, "UUID of the GPU (default: the first)");
+  app->add_flag("--variants", options->variants, "also measure the kernels in other shapes");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   CLI::App app("Measures Moonpool: replays traces, compares with redis-server, models prefill and "
-               "decode hand-over, gathers embeddings, compares eviction policies, and the SSD tier "
-               "with its disk.");
+               "decode hand-over, gathers embeddings, compares eviction policies, the SSD tier "
+               "with its disk, and GPU memory with raw CUDA calls.");
   app.require_subcommand(1);
   ReplayOptions replay;
   CompareOptions compare;
@@ -180,6 +191,7 @@ int main(int argc, char** argv) {
   EmbeddingOptions embedding;
   PolicyOptions policy;
   SsdModeOptions ssd;
+  GpuModeOptions gpu;
   AddReplay(app.add_subcommand("replay", "a serving trace through a server, every byte checked"),
             &replay);
   AddCompare(app.add_subcommand("compare", "the same work on Moonpool and on redis-server"),
@@ -190,12 +202,14 @@ int main(int argc, char** argv) {
   AddPolicy(app.add_subcommand("policy", "hit ratios of the eviction policies, without any bytes"),
             &policy);
   AddSsd(app.add_subcommand("ssd", "the SSD tier and what its disk does without it"), &ssd);
+  AddGpu(app.add_subcommand("gpu", "copies to, from and within GPU memory beside raw CUDA calls"),
+         &gpu);
   CLI11_PARSE(app, argc, argv);
   std::string command_line;
   for (int i = 1; i < argc; ++i) command_line += (i > 1 ? " " : "") + std::string(argv[i]);
   for (CommonOptions* common :
        {&replay.common, &compare.common, &pd.common, &embedding.common, &policy.common,
-        &ssd.common}) {
+        &ssd.common, &gpu.common}) {
     common->command_line = command_line;
   }
   try {
@@ -204,6 +218,7 @@ int main(int argc, char** argv) {
     if (app.got_subcommand("pd")) return HandOver(pd);
     if (app.got_subcommand("policy")) return ComparePolicies(policy);
     if (app.got_subcommand("ssd")) return Ssd(ssd);
+    if (app.got_subcommand("gpu")) return Gpu(gpu);
     return Embedding(embedding);
   } catch (const std::exception& failure) {
     std::fprintf(stderr, "moonpool-bench: %s\n", failure.what());

@@ -1,0 +1,235 @@
+#include "gpu/copy_batch.h"
+
+#include <algorithm>
+#include <atomic>
+#include <utility>
+
+#include "gpu/copy_routes.h"
+
+namespace moonpool::gpu {
+
+namespace {
+
+struct Key {
+  const protocol::GenerationCounter* counter = nullptr;
+  uint64_t generation = 0;
+};
+
+struct Layer {
+  std::vector<Piece> pieces;
+  std::vector<PageCopy> pages;
+  std::vector<size_t> keys;  // that have bytes in it, ascending
+};
+
+void AddTo(std::vector<size_t>* keys, size_t key) {
+  if (!keys->empty() && keys->back() == key) return;
+  const auto at = std::lower_bound(keys->begin(), keys->end(), key);
+  if (at == keys->end() || *at != key) keys->insert(at, key);
+}
+
+}  // namespace
+
+// --- Completion ----------------------------------------------------------------------------------
+
+struct Completion::State {
+  struct DoneLayer {
+    std::unique_ptr<Event> event;
+    std::vector<size_t> keys;
+    size_t first_check = 0;  // of its keys' states, in their order
+  };
+  Device* device = nullptr;
+  StreamRef stream;
+  InFlight in_flight;
+  std::vector<Key> keys;
+  std::vector<DoneLayer> layers;
+  // Written by the device; null when the counters are in memory that it cannot reach.  Then the
+  // processor looks when it is asked, which is after the copy too.
+  CheckState* states = nullptr;
+
+  bool Check(const DoneLayer& layer, size_t key) const {
+    if (keys[key].counter == nullptr) return true;
+    const auto at = std::lower_bound(layer.keys.begin(), layer.keys.end(), key);
+    if (at == layer.keys.end() || *at != key) return true;
+    if (states == nullptr) {
+      return protocol::GenerationUnchanged(*keys[key].counter, keys[key].generation);
+    }
+    const CheckState* state =
+        states + layer.first_check + static_cast<size_t>(at - layer.keys.begin());
+    return __atomic_load_n(reinterpret_cast<const uint32_t*>(state), __ATOMIC_ACQUIRE) ==
+           static_cast<uint32_t>(CheckState::kUnchanged);
+  }
+  // Leaves nothing under way.
+  void DrainAll() {
+    for (auto& [other, side] : in_flight.streams) (void)other->Drain(side->ref());
+    (void)device->Drain(stream);
+  }
+};
+
+Completion::Completion(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Completion::Completion(Completion&&) noexcept = default;
+
+Completion& Completion::operator=(Completion&& other) noexcept {
+  if (this != &other) {
+    if (state_ != nullptr) (void)Wait();
+    state_ = std::move(other.state_);
+  }
+  return *this;
+}
+
+Completion::~Completion() {
+  if (state_ != nullptr) (void)Wait();
+}
+
+Result<bool> Completion::Done() const {
+  return state_->layers.back().event->Reached();
+}
+Status Completion::Wait() const {
+  return state_->layers.back().event->Wait();
+}
+size_t Completion::layers() const {
+  return state_->layers.size();
+}
+const Event& Completion::layer(size_t index) const {
+  return *state_->layers[index].event;
+}
+
+bool Completion::Unchanged(size_t key) const {
+  MOONPOOL_CHECK(key < state_->keys.size());
+  return std::all_of(state_->layers.begin(), state_->layers.end(),
+                     [&](const State::DoneLayer& layer) { return state_->Check(layer, key); });
+}
+
+bool Completion::Unchanged(size_t key, size_t layer) const {
+  MOONPOOL_CHECK(key < state_->keys.size() && layer < state_->layers.size());
+  return state_->Check(state_->layers[layer], key);
+}
+
+// --- CopyBatch -----------------------------------------------------------------------------------
+
+struct CopyBatch::State {
+  Device* device = nullptr;
+  std::optional<StreamRef> stream;
+  CopyLimits limits;
+  std::vector<Key> keys;
+  std::vector<Layer> layers{1};
+
+  Status Send(Completion::State* sent) const;
+  Status PrepareChecks(CopyRoutes* routes, Completion::State* sent,
+                       std::vector<GenerationCheck>* checks) const;
+};
+
+CopyBatch::CopyBatch(Device* device, std::optional<StreamRef> stream, const CopyLimits& limits)
+    : state_(std::make_unique<State>()) {
+  state_->device = device;
+  state_->stream = stream;
+  state_->limits = limits;
+}
+CopyBatch::~CopyBatch() = default;
+CopyBatch::CopyBatch(CopyBatch&&) noexcept = default;
+
+size_t CopyBatch::AddKey(const protocol::GenerationCounter* counter, uint64_t generation) {
+  state_->keys.push_back({counter, generation});
+  return state_->keys.size() - 1;
+}
+
+void CopyBatch::Copy(size_t key, const Piece& piece) {
+  MOONPOOL_CHECK(key < state_->keys.size());
+  state_->layers.back().pieces.push_back(piece);
+  AddTo(&state_->layers.back().keys, key);
+}
+
+void CopyBatch::CopyPages(size_t key, const PageCopy& pages) {
+  MOONPOOL_CHECK(key < state_->keys.size());
+  state_->layers.back().pages.push_back(pages);
+  AddTo(&state_->layers.back().keys, key);
+}
+
+void CopyBatch::EndLayer() {
+  state_->layers.emplace_back();
+}
+
+Result<Completion> CopyBatch::Submit() && {
+  const std::unique_ptr<State> batch = std::move(state_);
+  // EndLayer() after the last layer begins one that stays empty.
+  if (batch->layers.size() > 1 && batch->layers.back().keys.empty()) batch->layers.pop_back();
+  auto sent = std::make_unique<Completion::State>();
+  sent->device = batch->device;
+  if (batch->stream) {
+    sent->stream = *batch->stream;
+  } else {
+    Result<std::unique_ptr<Stream>> own = batch->device->NewStream();
+    if (!own) return tl::unexpected(std::move(own.error()));
+    sent->stream = (*own)->ref();
+    sent->in_flight.streams.emplace_back(batch->device, std::move(*own));
+  }
+  if (Status status = batch->Send(sent.get()); !status) {
+    sent->DrainAll();
+    return tl::unexpected(std::move(status.error()));
+  }
+  return Completion(std::move(sent));
+}
+
+// The checks of all layers, one after the other; none when the device cannot do them.
+Status CopyBatch::State::PrepareChecks(CopyRoutes* routes, Completion::State* sent,
+                                       std::vector<GenerationCheck>* checks) const {
+  for (const Layer& layer : layers) {
+    for (const size_t key : layer.keys) {
+      const protocol::GenerationCounter* counter = keys[key].counter;
+      if (counter == nullptr) {
+        // Keeps the places of the others; compared with nothing.
+        checks->push_back({});
+        continue;
+      }
+      const Result<Place> place = routes->places().Find(counter, sizeof(*counter));
+      if (!place) return tl::unexpected(place.error());
+      if (place->kind != Place::Kind::kPinned) {
+        checks->clear();
+        return {};
+      }
+      checks->push_back(
+          {reinterpret_cast<const protocol::GenerationCounter*>(ForDevice(*place, counter)),
+           keys[key].generation});
+    }
+  }
+  if (std::none_of(checks->begin(), checks->end(),
+                   [](const GenerationCheck& check) { return check.counter != nullptr; })) {
+    checks->clear();
+    return {};
+  }
+  Result<std::unique_ptr<HostBlock>> block =
+      device->NewHostBlock(checks->size() * sizeof(CheckState));
+  if (!block) return tl::unexpected(std::move(block.error()));
+  sent->states = reinterpret_cast<CheckState*>((*block)->data());
+  std::fill_n(sent->states, checks->size(), CheckState::kPending);
+  sent->in_flight.host_blocks.push_back(std::move(*block));
+  return {};
+}
+
+Status CopyBatch::State::Send(Completion::State* sent) const {
+  CopyRoutes routes({device, sent->stream}, limits, &sent->in_flight);
+  sent->keys = keys;
+  std::vector<GenerationCheck> checks;
+  if (Status status = PrepareChecks(&routes, sent, &checks); !status) return status;
+  size_t next_check = 0;
+  for (const Layer& layer : layers) {
+    if (Status status = routes.Copy(layer.pieces); !status) return status;
+    for (const PageCopy& pages : layer.pages) {
+      if (Status status = routes.CopyPages(pages); !status) return status;
+    }
+    Completion::State::DoneLayer done{nullptr, layer.keys, next_check};
+    if (!checks.empty() && !layer.keys.empty()) {
+      const std::span<const GenerationCheck> part(&checks[next_check], layer.keys.size());
+      Status status = device->CheckGenerations(sent->stream, part, sent->states + next_check);
+      if (!status) return status;
+      next_check += layer.keys.size();
+    }
+    Result<std::unique_ptr<Event>> event = device->NewEvent();
+    if (!event) return tl::unexpected(std::move(event.error()));
+    if (Status status = device->Record(**event, sent->stream); !status) return status;
+    done.event = std::move(*event);
+    sent->layers.push_back(std::move(done));
+  }
+  return {};
+}
+
+}  // namespace moonpool::gpu

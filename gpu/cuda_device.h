@@ -1,0 +1,83 @@
+// gpu::Device over CUDA.
+//
+// Every call makes the device's primary context current for its duration and then puts back what
+// was. Threads: any.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "gpu/cuda_context.h"
+#include "gpu/cuda_pins.h"
+#include "gpu/cuda_pools.h"
+#include "gpu/cuda_tables.h"
+#include "gpu/device.h"
+#include "gpu/kernels.h"
+#include "protocol/mutex.h"
+
+namespace moonpool::gpu {
+
+class CudaDevice : public Device {
+ public:
+  // `all`: the devices of this process by their ordinal, complete before the first call.
+  static Result<std::unique_ptr<CudaDevice>> Open(const CudaDriver* driver, int ordinal,
+                                                  const std::vector<Device*>* all, CudaPins* pins);
+
+  const DeviceInfo& info() const override { return info_; }
+  Result<MemoryUse> Memory() const override;
+  Link LinkTo(const Device& other) const override;
+
+  Result<std::unique_ptr<DeviceRegion>> Allocate(uint64_t bytes, HandleKind kind) override;
+  Result<std::unique_ptr<DeviceRegion>> Import(const RegionHandle& handle, int fd) override;
+  Result<std::unique_ptr<PinnedRegion>> Pin(void* data, uint64_t bytes, Access access) override;
+  Result<std::unique_ptr<HostBlock>> NewHostBlock(uint64_t bytes) override;
+  Result<std::unique_ptr<DeviceBlock>> NewDeviceBlock(uint64_t bytes) override;
+  Result<Place> WhereIs(const void* address) override;
+
+  Result<std::unique_ptr<Stream>> NewStream() override;
+  Result<std::unique_ptr<Event>> NewEvent() override;
+  Status Record(Event& event, StreamRef stream) override;
+  Status WaitFor(StreamRef stream, const Event& event) override;
+  Status Drain(StreamRef stream) override;
+
+  Status CopyOne(StreamRef stream, const Piece& piece) override;
+  Status CopyMany(StreamRef stream, std::span<const Piece> pieces, bool host) override;
+  Status CopyPages(StreamRef stream, const PageCopy& copy, bool host) override;
+  Status CheckGenerations(StreamRef stream, std::span<const GenerationCheck> checks,
+                          CheckState* states) override;
+
+  CudaContext* context() { return &context_; }
+  CUdevice device() const { return context_.device(); }
+  // Devices of this process that reach this one's memory, itself among them.
+  std::vector<CUdevice> Reachers() const;
+
+ private:
+  CudaDevice(const CudaDriver* driver, CUdevice device, const std::vector<Device*>* all,
+             CudaPins* pins)
+      : context_(driver, device), all_(*all), pins_(*pins) {}
+
+  Status ReadInfo();
+  int Attribute(CUdevice_attribute attribute) const;
+  Status EnablePeer(CudaDevice* other);
+
+  mutable CudaContext context_;
+  const std::vector<Device*>& all_;
+  CudaPins& pins_;
+  CudaPools pools_{&context_};
+  CudaTables tables_{&context_, &pools_};
+  DeviceInfo info_;
+  Mutex mu_;
+  std::set<CudaDevice*> peers_ GUARDED_BY(mu_);  // that this device's context may access
+};
+
+// --- memory, in cuda_memory.cc -------------------------------------------------------------------
+Result<std::unique_ptr<DeviceRegion>> AllocateCudaRegion(CudaDevice* device, uint64_t bytes,
+                                                         HandleKind kind);
+Result<std::unique_ptr<DeviceRegion>> ImportCudaRegion(CudaDevice* device,
+                                                       const RegionHandle& handle, int fd);
+
+}  // namespace moonpool::gpu
