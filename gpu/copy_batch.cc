@@ -39,22 +39,20 @@ struct Completion::State {
   };
   Device* device = nullptr;
   StreamRef stream;
+  // Without `checks` when the counters are in memory that the device cannot reach.  Then the
+  // processor looks when it is asked, which is after the copy too.
   InFlight in_flight;
   std::vector<Key> keys;
   std::vector<DoneLayer> layers;
-  // Written by the device; null when the counters are in memory that it cannot reach.  Then the
-  // processor looks when it is asked, which is after the copy too.
-  CheckState* states = nullptr;
-
   bool Check(const DoneLayer& layer, size_t key) const {
     if (keys[key].counter == nullptr) return true;
     const auto at = std::lower_bound(layer.keys.begin(), layer.keys.end(), key);
     if (at == layer.keys.end() || *at != key) return true;
-    if (states == nullptr) {
+    if (in_flight.checks == nullptr) {
       return protocol::GenerationUnchanged(*keys[key].counter, keys[key].generation);
     }
-    const CheckState* state =
-        states + layer.first_check + static_cast<size_t>(at - layer.keys.begin());
+    const CheckState* state = in_flight.checks->states() + layer.first_check +
+                              static_cast<size_t>(at - layer.keys.begin());
     return __atomic_load_n(reinterpret_cast<const uint32_t*>(state), __ATOMIC_ACQUIRE) ==
            static_cast<uint32_t>(CheckState::kUnchanged);
   }
@@ -116,6 +114,7 @@ struct CopyBatch::State {
   Status Send(Completion::State* sent) const;
   Status PrepareChecks(CopyRoutes* routes, Completion::State* sent,
                        std::vector<GenerationCheck>* checks) const;
+  uint64_t Bytes() const;
 };
 
 CopyBatch::CopyBatch(Device* device, std::optional<StreamRef> stream, const CopyLimits& limits)
@@ -196,13 +195,19 @@ Status CopyBatch::State::PrepareChecks(CopyRoutes* routes, Completion::State* se
     checks->clear();
     return {};
   }
-  Result<std::unique_ptr<HostBlock>> block =
-      device->NewHostBlock(checks->size() * sizeof(CheckState));
+  Result<std::unique_ptr<CheckBlock>> block = device->NewCheckBlock(checks->size());
   if (!block) return tl::unexpected(std::move(block.error()));
-  sent->states = reinterpret_cast<CheckState*>((*block)->data());
-  std::fill_n(sent->states, checks->size(), CheckState::kPending);
-  sent->in_flight.host_blocks.push_back(std::move(*block));
+  sent->in_flight.checks = std::move(*block);
   return {};
+}
+
+uint64_t CopyBatch::State::Bytes() const {
+  uint64_t bytes = 0;
+  for (const Layer& layer : layers) {
+    for (const Piece& piece : layer.pieces) bytes += piece.bytes;
+    for (const PageCopy& pages : layer.pages) bytes += pages.bytes();
+  }
+  return bytes;
 }
 
 Status CopyBatch::State::Send(Completion::State* sent) const {
@@ -210,22 +215,41 @@ Status CopyBatch::State::Send(Completion::State* sent) const {
   sent->keys = keys;
   std::vector<GenerationCheck> checks;
   if (Status status = PrepareChecks(&routes, sent, &checks); !status) return status;
+  const bool beside = !checks.empty() && Bytes() >= limits.checks_beside;
+  const Worker main{device, sent->stream};
+  // Where events are recorded: from the first check beside the main stream on, behind that.
+  Worker last = main;
   size_t next_check = 0;
   for (const Layer& layer : layers) {
-    if (Status status = routes.Copy(layer.pieces); !status) return status;
+    Completion::State::DoneLayer done{nullptr, layer.keys, next_check};
+    Checks behind;
+    if (!checks.empty()) {
+      behind = {std::span(checks).subspan(next_check, layer.keys.size()),
+                sent->in_flight.checks.get(), next_check};
+      next_check += layer.keys.size();
+    }
+    Checks none;
+    if (Status status = routes.Copy(layer.pieces, layer.pages.empty() ? &behind : &none); !status) {
+      return status;
+    }
     for (const PageCopy& pages : layer.pages) {
       if (Status status = routes.CopyPages(pages); !status) return status;
     }
-    Completion::State::DoneLayer done{nullptr, layer.keys, next_check};
-    if (!checks.empty() && !layer.keys.empty()) {
-      const std::span<const GenerationCheck> part(&checks[next_check], layer.keys.size());
-      Status status = device->CheckGenerations(sent->stream, part, sent->states + next_check);
-      if (!status) return status;
-      next_check += layer.keys.size();
+    if (!behind.checks.empty() && beside && last.stream.handle == main.stream.handle) {
+      Result<std::unique_ptr<Stream>> other = device->NewStream();
+      if (!other) return tl::unexpected(std::move(other.error()));
+      last.stream = (*other)->ref();
+      sent->in_flight.streams.emplace_back(device, std::move(*other));
+    }
+    if (last.stream.handle != main.stream.handle) {
+      if (Status status = Chain(main, last); !status) return status;
+    }
+    if (!behind.checks.empty()) {
+      if (Status status = device->CheckGenerations(last.stream, behind); !status) return status;
     }
     Result<std::unique_ptr<Event>> event = device->NewEvent();
     if (!event) return tl::unexpected(std::move(event.error()));
-    if (Status status = device->Record(**event, sent->stream); !status) return status;
+    if (Status status = device->Record(**event, last.stream); !status) return status;
     done.event = std::move(*event);
     sent->layers.push_back(std::move(done));
   }

@@ -58,13 +58,16 @@ class Completion {
 
 struct CopyLimits {
   // Pieces from this size on go through the copy engine, by where they go.
-  uint64_t engine_same_device = 16 << 20;
+  uint64_t engine_same_device = 64 << 20;
   uint64_t engine_link = 1 << 20;
   uint64_t engine_host = 256 << 10;
   // Pages between a device and one run of host memory of at least this many bytes go through the
   // copy engine and device memory of this size, twice.
   uint64_t staged_pages = 1 << 20;
   uint64_t staging_chunk = 8 << 20;
+  // From this size of a batch on, generations that are not compared by the launch that copies are
+  // compared on another stream behind it, so that what follows on this one need not wait for that.
+  uint64_t checks_beside = 16 << 20;
 };
 
 class CopyBatch {

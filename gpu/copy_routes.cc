@@ -57,7 +57,7 @@ bool CopyRoutes::Far(const Place& place) const {
          (place.device == nullptr || main_.device->LinkTo(*place.device) == Link::kNone);
 }
 
-Status CopyRoutes::Copy(std::span<const Piece> pieces) {
+Status CopyRoutes::Copy(std::span<const Piece> pieces, Checks* behind) {
   struct FarPiece {
     Piece piece;
     Place from;
@@ -90,22 +90,32 @@ Status CopyRoutes::Copy(std::span<const Piece> pieces) {
           .push_back({ForDevice(*to, piece.to), ForDevice(*from, piece.from), piece.bytes});
     }
   }
-  if (Status status = SendMany(&on_devices, false); !status) return status;
-  if (Status status = SendMany(&with_host, true); !status) return status;
+  Checks none;
+  // Only what everything is in can check everything.
+  const bool others = !by_engine.empty() || !far.empty();
+  Status status = SendMany(on_devices, false, others || !with_host.empty() ? &none : behind);
+  if (status) status = SendMany(with_host, true, others || !on_devices.empty() ? &none : behind);
+  if (!status) return status;
   for (const Piece& piece : by_engine) {
-    if (Status status = main_.device->CopyOne(main_.stream, piece); !status) return status;
+    status = main_.device->CopyOne(main_.stream, piece);
+    if (!status) return status;
   }
   for (const FarPiece& piece : far) {
-    if (Status status = SendFar(piece.piece, piece.from, piece.to); !status) return status;
+    status = SendFar(piece.piece, piece.from, piece.to);
+    if (!status) return status;
   }
-  return {};
+  return status;
 }
 
-Status CopyRoutes::SendMany(std::vector<Piece>* pieces, bool host) {
-  if (pieces->empty()) return {};
+Status CopyRoutes::SendMany(const std::vector<Piece>& pieces, bool host, Checks* behind) {
+  if (pieces.empty()) return {};
   // One piece gains nothing from a kernel.
-  if (pieces->size() == 1) return main_.device->CopyOne(main_.stream, pieces->front());
-  return main_.device->CopyMany(main_.stream, *pieces, host);
+  if (pieces.size() == 1 && behind->checks.empty()) {
+    return main_.device->CopyOne(main_.stream, pieces.front());
+  }
+  Status status = main_.device->CopyMany(main_.stream, pieces, host, *behind);
+  *behind = {};
+  return status;
 }
 
 Result<Worker> CopyRoutes::NewWorker(Device* device) {

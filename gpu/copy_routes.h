@@ -22,6 +22,7 @@ struct InFlight {
   std::vector<std::pair<Device*, std::unique_ptr<Stream>>> streams;
   std::vector<std::unique_ptr<HostBlock>> host_blocks;
   std::vector<std::unique_ptr<DeviceBlock>> device_blocks;
+  std::unique_ptr<CheckBlock> checks;
 };
 
 class CopyRoutes {
@@ -29,8 +30,9 @@ class CopyRoutes {
   CopyRoutes(Worker main, const CopyLimits& limits, InFlight* in_flight)
       : main_(main), limits_(limits), places_(main.device), in_flight_(*in_flight) {}
 
-  // Everything is done when the main stream's next event is reached.
-  Status Copy(std::span<const Piece> pieces);
+  // Everything is done when the main stream's next event is reached.  `behind` becomes empty when
+  // it is done with the copy.
+  Status Copy(std::span<const Piece> pieces, Checks* behind);
   Status CopyPages(const PageCopy& copy);
 
   PlaceCache& places() { return places_; }
@@ -39,7 +41,7 @@ class CopyRoutes {
   struct Side;
 
   bool Far(const Place& place) const;
-  Status SendMany(std::vector<Piece>* pieces, bool host);
+  Status SendMany(const std::vector<Piece>& pieces, bool host, Checks* behind);
   Status SendFar(const Piece& piece, const Place& from, const Place& to);
   Result<Side> PagesSide(const Pages& pages, const PageCopy& copy, const char* name);
   Status SendPages(const PageCopy& copy, const Worker& filler, const Worker& emptier,

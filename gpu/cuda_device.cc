@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -23,9 +24,12 @@ class CudaDevicesOfProcess : public CudaDevices {
 
 class CudaPinned : public PinnedRegion {
  public:
-  CudaPinned(CudaContext* context, CudaPins* pins, char* data, uint64_t bytes, uintptr_t range)
-      : context_(context), pins_(pins), data_(data), bytes_(bytes), range_(range) {}
+  CudaPinned(CudaDevice* device, CudaPins* pins, char* data, uint64_t bytes, uintptr_t range)
+      : context_(device->context()), pins_(pins), data_(data), bytes_(bytes), range_(range) {
+    known_.emplace(device, data, bytes);
+  }
   ~CudaPinned() override {
+    known_.reset();
     const ContextScope scope(context_);
     pins_->Unpin(range_);
   }
@@ -38,6 +42,24 @@ class CudaPinned : public PinnedRegion {
   char* const data_;
   const uint64_t bytes_;
   const uintptr_t range_;
+  std::optional<CudaDevice::Known> known_;
+};
+
+class CudaCheckBlock : public CudaChecks {
+ public:
+  CudaCheckBlock(CudaPools* pools, const CudaPools::Block& block, uint32_t* blocks_done)
+      : pools_(pools), block_(block), blocks_done_(blocks_done) {}
+  ~CudaCheckBlock() override {
+    pools_->GiveBack(CudaPools::Where::kHost, block_);
+    pools_->GiveBack(blocks_done_);
+  }
+  CheckState* states() const override { return reinterpret_cast<CheckState*>(block_.data); }
+  uint32_t* blocks_done() const override { return blocks_done_; }
+
+ private:
+  CudaPools* const pools_;
+  const CudaPools::Block block_;
+  uint32_t* const blocks_done_;
 };
 
 template <typename Interface, CudaPools::Where kWhere>
@@ -202,7 +224,7 @@ Result<std::unique_ptr<PinnedRegion>> CudaDevice::Pin(void* data, uint64_t bytes
   if (!scope.status()) return tl::unexpected(scope.status().error());
   const Result<uintptr_t> range = pins_.Pin(data, bytes, access);
   if (!range) return tl::unexpected(range.error());
-  return std::make_unique<CudaPinned>(&context_, &pins_, static_cast<char*>(data), bytes, *range);
+  return std::make_unique<CudaPinned>(this, &pins_, static_cast<char*>(data), bytes, *range);
 }
 
 Result<std::unique_ptr<HostBlock>> CudaDevice::NewHostBlock(uint64_t bytes) {
@@ -217,7 +239,51 @@ Result<std::unique_ptr<DeviceBlock>> CudaDevice::NewDeviceBlock(uint64_t bytes) 
   return std::make_unique<CudaBlock<DeviceBlock, CudaPools::Where::kDevice>>(&pools_, *block);
 }
 
+Result<std::unique_ptr<CheckBlock>> CudaDevice::NewCheckBlock(size_t states) {
+  Result<CudaPools::Block> block =
+      pools_.TakeBlock(CudaPools::Where::kHost, states * sizeof(CheckState));
+  if (!block) return tl::unexpected(std::move(block.error()));
+  Result<uint32_t*> zero = pools_.TakeZero();
+  if (!zero) {
+    pools_.GiveBack(CudaPools::Where::kHost, *block);
+    return tl::unexpected(std::move(zero.error()));
+  }
+  auto made = std::make_unique<CudaCheckBlock>(&pools_, *block, *zero);
+  std::fill_n(made->states(), states, CheckState::kPending);
+  return made;
+}
+
+CudaDevice::Known::Known(CudaDevice* device, const void* data, uint64_t bytes) : device_(device) {
+  const Result<Place> place = device->AskDriver(data);
+  if (!place || place->kind == Place::Kind::kPageable) return;
+  place_ = *place;
+  place_.begin = reinterpret_cast<uintptr_t>(data);
+  place_.end = place_.begin + bytes;
+  MutexLock lock(device_->mu_);
+  device_->known_.push_back(place_);
+}
+
+CudaDevice::Known::~Known() {
+  MutexLock lock(device_->mu_);
+  auto& known = device_->known_;
+  const auto found = std::find_if(known.begin(), known.end(), [&](const Place& place) {
+    return place.begin == place_.begin && place.end == place_.end;
+  });
+  if (found != known.end()) known.erase(found);
+}
+
 Result<Place> CudaDevice::WhereIs(const void* address) {
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  {
+    MutexLock lock(mu_);
+    for (const Place& place : known_) {
+      if (at >= place.begin && at < place.end) return place;
+    }
+  }
+  return AskDriver(address);
+}
+
+Result<Place> CudaDevice::AskDriver(const void* address) {
   const ContextScope scope(&context_);
   if (!scope.status()) return tl::unexpected(scope.status().error());
   unsigned type = 0;

@@ -21,6 +21,11 @@
 
 namespace moonpool::gpu {
 
+class CudaChecks : public CheckBlock {
+ public:
+  virtual uint32_t* blocks_done() const = 0;  // kernels::Behind
+};
+
 class CudaDevice : public Device {
  public:
   // `all`: the devices of this process by their ordinal, complete before the first call.
@@ -36,6 +41,7 @@ class CudaDevice : public Device {
   Result<std::unique_ptr<PinnedRegion>> Pin(void* data, uint64_t bytes, Access access) override;
   Result<std::unique_ptr<HostBlock>> NewHostBlock(uint64_t bytes) override;
   Result<std::unique_ptr<DeviceBlock>> NewDeviceBlock(uint64_t bytes) override;
+  Result<std::unique_ptr<CheckBlock>> NewCheckBlock(size_t states) override;
   Result<Place> WhereIs(const void* address) override;
 
   Result<std::unique_ptr<Stream>> NewStream() override;
@@ -45,13 +51,24 @@ class CudaDevice : public Device {
   Status Drain(StreamRef stream) override;
 
   Status CopyOne(StreamRef stream, const Piece& piece) override;
-  Status CopyMany(StreamRef stream, std::span<const Piece> pieces, bool host) override;
+  Status CopyMany(StreamRef stream, std::span<const Piece> pieces, bool host,
+                  const Checks& behind) override;
   Status CopyPages(StreamRef stream, const PageCopy& copy, bool host) override;
-  Status CheckGenerations(StreamRef stream, std::span<const GenerationCheck> checks,
-                          CheckState* states) override;
+  Status CheckGenerations(StreamRef stream, const Checks& checks) override;
 
   CudaContext* context() { return &context_; }
   CUdevice device() const { return context_.device(); }
+  // Spares WhereIs() the driver for as long as this exists: [data, data + bytes) is of one kind.
+  class Known {
+   public:
+    Known(CudaDevice* device, const void* data, uint64_t bytes);
+    ~Known();
+    Known(const Known&) = delete;
+
+   private:
+    CudaDevice* const device_;
+    Place place_;
+  };
   // Devices of this process that reach this one's memory, itself among them.
   std::vector<CUdevice> Reachers() const;
 
@@ -63,6 +80,7 @@ class CudaDevice : public Device {
   Status ReadInfo();
   int Attribute(CUdevice_attribute attribute) const;
   Status EnablePeer(CudaDevice* other);
+  Result<Place> AskDriver(const void* address);
 
   mutable CudaContext context_;
   const std::vector<Device*>& all_;
@@ -72,6 +90,7 @@ class CudaDevice : public Device {
   DeviceInfo info_;
   Mutex mu_;
   std::set<CudaDevice*> peers_ GUARDED_BY(mu_);  // that this device's context may access
+  std::vector<Place> known_ GUARDED_BY(mu_);
 };
 
 // --- memory, in cuda_memory.cc -------------------------------------------------------------------

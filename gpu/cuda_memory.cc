@@ -2,6 +2,7 @@
 // handles of the runtime where a device cannot export through it.
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "gpu/cuda_device.h"
@@ -27,6 +28,7 @@ class MappedRegion : public DeviceRegion {
       : owner_(owner), uuid_(uuid), kind_(kind), imported_(imported) {}
 
   ~MappedRegion() override {
+    known_.reset();
     const ContextScope scope(owner_->context());
     if (mapped_) (void)Driver().cuMemUnmap(address_, bytes_);
     if (address_ != 0) (void)Driver().cuMemAddressFree(address_, bytes_);
@@ -114,8 +116,10 @@ class MappedRegion : public DeviceRegion {
       one.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
       access.push_back(one);
     }
-    return CudaStatus(Driver().cuMemSetAccess(address_, bytes_, access.data(), access.size()),
-                      "cuMemSetAccess");
+    status = CudaStatus(Driver().cuMemSetAccess(address_, bytes_, access.data(), access.size()),
+                        "cuMemSetAccess");
+    if (status) known_.emplace(owner_, data(), bytes_);
+    return status;
   }
 
   CudaDevice* const owner_;
@@ -127,15 +131,19 @@ class MappedRegion : public DeviceRegion {
   CUdeviceptr address_ = 0;
   bool held_ = false;
   bool mapped_ = false;
+  std::optional<CudaDevice::Known> known_;
 };
 
 // Memory of cudaMalloc, or of another process's cudaMalloc.
 class IpcRegion : public DeviceRegion {
  public:
   IpcRegion(CudaDevice* owner, const Uuid& uuid, char* data, uint64_t bytes, bool imported)
-      : owner_(owner), uuid_(uuid), data_(data), bytes_(bytes), imported_(imported) {}
+      : owner_(owner), uuid_(uuid), data_(data), bytes_(bytes), imported_(imported) {
+    known_.emplace(owner, data, bytes);
+  }
 
   ~IpcRegion() override {
+    known_.reset();
     const ContextScope scope(owner_->context());
     if (!scope.status()) return;
     (void)CudaStatus(imported_ ? cudaIpcCloseMemHandle(data_) : cudaFree(data_),
@@ -168,6 +176,7 @@ class IpcRegion : public DeviceRegion {
   char* const data_;
   const uint64_t bytes_;
   const bool imported_;
+  std::optional<CudaDevice::Known> known_;
 };
 
 }  // namespace

@@ -10,8 +10,10 @@ namespace {
 constexpr size_t kMostStreams = 32;
 constexpr size_t kMostEvents = 4096;
 // Of each kind of memory: three staging chunks of the largest size several times over.
-constexpr uint64_t kMostKeptBytes = 128ull << 20;
+constexpr uint64_t kMostKeptBytes = 256ull << 20;
 constexpr uint64_t kLeastBlock = 4096;
+constexpr size_t kSlabBytes = 4096;
+constexpr size_t kZeroBytes = 64;  // each in cache lines of its own
 
 template <typename T>
 bool TakeLast(std::vector<T>* from, T* taken) {
@@ -25,11 +27,15 @@ bool TakeLast(std::vector<T>* from, T* taken) {
 
 CudaPools::~CudaPools() {
   MutexLock lock(mu_);
-  if (streams_.empty() && events_.empty() && kept_bytes_[0] + kept_bytes_[1] == 0) return;
+  if (streams_.empty() && events_.empty() && slabs_.empty() &&
+      kept_bytes_[0] + kept_bytes_[1] == 0) {
+    return;
+  }
   const ContextScope scope(context_);
   if (!scope.status()) return;
   for (cudaStream_t stream : streams_) (void)cudaStreamDestroy(stream);
   for (cudaEvent_t event : events_) (void)cudaEventDestroy(event);
+  for (void* slab : slabs_) (void)cudaFree(slab);
   for (const Where where : {Where::kHost, Where::kDevice}) {
     for (const auto& blocks : blocks_[static_cast<size_t>(where)]) {
       for (const Block& block : blocks) Free(where, block);
@@ -126,6 +132,38 @@ void CudaPools::GiveBack(Where where, const Block& block) {
   }
   const ContextScope scope(context_);
   if (scope.status()) Free(where, block);
+}
+
+Result<uint32_t*> CudaPools::TakeZero() {
+  uint32_t* zero = nullptr;
+  {
+    MutexLock lock(mu_);
+    if (TakeLast(&zeros_, &zero)) return zero;
+  }
+  const ContextScope scope(context_);
+  if (!scope.status()) return tl::unexpected(scope.status().error());
+  void* slab = nullptr;
+  Status status = CudaStatus(cudaMalloc(&slab, kSlabBytes), "cudaMalloc");
+  if (!status) return tl::unexpected(status.error());
+  status = CudaStatus(cudaMemset(slab, 0, kSlabBytes), "cudaMemset");
+  // Streams that do not wait for the default one would not wait for the zeros either.
+  if (status) status = CudaStatus(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
+  if (!status) {
+    (void)cudaFree(slab);
+    return tl::unexpected(status.error());
+  }
+  MutexLock lock(mu_);
+  slabs_.push_back(slab);
+  for (size_t at = 0; at < kSlabBytes; at += kZeroBytes) {
+    zeros_.push_back(reinterpret_cast<uint32_t*>(static_cast<char*>(slab) + at));
+  }
+  TakeLast(&zeros_, &zero);
+  return zero;
+}
+
+void CudaPools::GiveBack(uint32_t* zero) {
+  MutexLock lock(mu_);
+  zeros_.push_back(zero);
 }
 
 void CudaPools::Free(Where where, const Block& block) {

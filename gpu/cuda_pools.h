@@ -36,6 +36,9 @@ class CudaPools {
   // At least so many bytes.
   Result<Block> TakeBlock(Where where, uint64_t bytes);
   void GiveBack(Where where, const Block& block);
+  // A word of device memory that is 0 as long as nobody has it.
+  Result<uint32_t*> TakeZero();
+  void GiveBack(uint32_t* zero);
 
  private:
   static constexpr size_t kClasses = 40;  // powers of two
@@ -48,6 +51,8 @@ class CudaPools {
   std::vector<cudaEvent_t> events_ GUARDED_BY(mu_);
   std::array<std::vector<Block>, kClasses> blocks_[2] GUARDED_BY(mu_);
   uint64_t kept_bytes_[2] GUARDED_BY(mu_) = {0, 0};
+  std::vector<uint32_t*> zeros_ GUARDED_BY(mu_);
+  std::vector<void*> slabs_ GUARDED_BY(mu_);  // that the zeros are in
 };
 
 }  // namespace moonpool::gpu

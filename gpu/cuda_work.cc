@@ -130,11 +130,25 @@ Status CudaDevice::CopyOne(StreamRef stream, const Piece& piece) {
       "cudaMemcpyAsync");
 }
 
-Status CudaDevice::CopyMany(StreamRef stream, std::span<const Piece> pieces, bool host) {
+namespace {
+
+void FillChecks(const Checks& checks, char* to) {
+  auto* entry = reinterpret_cast<kernels::CheckEntry*>(to);
+  for (const GenerationCheck& check : checks.checks) {
+    *entry++ = {reinterpret_cast<uint64_t>(check.counter), check.generation};
+  }
+}
+
+uint32_t* StatesOf(const Checks& checks) {
+  return reinterpret_cast<uint32_t*>(checks.block->states() + checks.first);
+}
+
+}  // namespace
+
+Status CudaDevice::CopyMany(StreamRef stream, std::span<const Piece> pieces, bool host,
+                            const Checks& behind) {
   const ContextScope scope(&context_);
   if (!scope.status()) return scope.status();
-  kernels::Shape shape;
-  shape.blocks = host ? kHostBlocks : kernels::kBlocksPerMultiprocessor * info_.multiprocessors;
   // A launch counts its units in 32 bits.
   constexpr uint64_t kMostUnits = 1ull << 30;
   while (!pieces.empty()) {
@@ -150,7 +164,18 @@ Status CudaDevice::CopyMany(StreamRef stream, std::span<const Piece> pieces, boo
     }
     const std::span<const Piece> part = pieces.first(count);
     pieces = pieces.subspan(count);
-    if (units == 0) continue;
+    if (units == 0 && (!pieces.empty() || behind.checks.empty())) continue;
+    kernels::Shape shape;
+    shape.blocks = host ? kHostBlocks : kernels::BlocksFor(units, info_.multiprocessors);
+    kernels::Behind checks;
+    size_t table_bytes = count * sizeof(kernels::PieceEntry);
+    if (pieces.empty() && !behind.checks.empty()) {
+      checks.count = static_cast<uint32_t>(behind.checks.size());
+      checks.offset = static_cast<uint32_t>(table_bytes);
+      checks.states = StatesOf(behind);
+      checks.blocks_done = static_cast<const CudaChecks*>(behind.block)->blocks_done();
+      table_bytes += behind.checks.size() * sizeof(kernels::CheckEntry);
+    }
     const auto fill = [&](char* to) {
       auto* entry = reinterpret_cast<kernels::PieceEntry*>(to);
       uint32_t unit = 0;
@@ -164,15 +189,15 @@ Status CudaDevice::CopyMany(StreamRef stream, std::span<const Piece> pieces, boo
             static_cast<uint32_t>((piece.bytes + kernels::kUnitBytes - 1) / kernels::kUnitBytes);
         ++entry;
       }
+      if (checks.count != 0) FillChecks(behind, to + checks.offset);
     };
     Status status =
-        WithTable(&tables_, count * sizeof(kernels::PieceEntry), Native(stream), fill,
-                  [&](const kernels::Table& table) {
-                    return CudaStatus(
-                        kernels::LaunchPieces(table, static_cast<uint32_t>(count),
-                                              static_cast<uint32_t>(units), shape, Native(stream)),
-                        "launching a copy of pieces");
-                  });
+        WithTable(&tables_, table_bytes, Native(stream), fill, [&](const kernels::Table& table) {
+          return CudaStatus(
+              kernels::LaunchPieces(table, static_cast<uint32_t>(count),
+                                    static_cast<uint32_t>(units), checks, shape, Native(stream)),
+              "launching a copy of pieces");
+        });
     if (!status) return status;
   }
   return {};
@@ -265,8 +290,10 @@ Status CudaDevice::CopyPages(StreamRef stream, const PageCopy& copy, bool host) 
   job.planes = copy.plane_count;
   job.piece_bytes = static_cast<uint32_t>(copy.piece_bytes);
   job.vector = kernels::VectorFor(from.Alignment() | to.Alignment());
+  const uint64_t units = (copy.piece_bytes + kernels::kUnitBytes - 1) / kernels::kUnitBytes *
+                         copy.page_count * copy.plane_count;
   kernels::Shape shape;
-  shape.blocks = host ? kHostBlocks : kernels::kBlocksPerMultiprocessor * info_.multiprocessors;
+  shape.blocks = host ? kHostBlocks : kernels::BlocksFor(units, info_.multiprocessors);
   return WithTable(
       &tables_, table_bytes, Native(stream),
       [&](char* table) {
@@ -279,23 +306,16 @@ Status CudaDevice::CopyPages(StreamRef stream, const PageCopy& copy, bool host) 
       });
 }
 
-Status CudaDevice::CheckGenerations(StreamRef stream, std::span<const GenerationCheck> checks,
-                                    CheckState* states) {
+Status CudaDevice::CheckGenerations(StreamRef stream, const Checks& checks) {
   const ContextScope scope(&context_);
   if (!scope.status()) return scope.status();
   return WithTable(
-      &tables_, checks.size() * sizeof(kernels::CheckEntry), Native(stream),
-      [&](char* to) {
-        auto* entry = reinterpret_cast<kernels::CheckEntry*>(to);
-        for (const GenerationCheck& check : checks) {
-          *entry++ = {reinterpret_cast<uint64_t>(check.counter), check.generation};
-        }
-      },
+      &tables_, checks.checks.size() * sizeof(kernels::CheckEntry), Native(stream),
+      [&](char* to) { FillChecks(checks, to); },
       [&](const kernels::Table& table) {
-        return CudaStatus(
-            kernels::LaunchChecks(table, static_cast<uint32_t>(checks.size()),
-                                  reinterpret_cast<uint32_t*>(states), Native(stream)),
-            "launching a check of generations");
+        return CudaStatus(kernels::LaunchChecks(table, static_cast<uint32_t>(checks.checks.size()),
+                                                StatesOf(checks), Native(stream)),
+                          "launching a check of generations");
       });
 }
 

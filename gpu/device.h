@@ -80,6 +80,21 @@ struct GenerationCheck {
 };
 enum class CheckState : uint32_t { kPending = 0, kUnchanged = 1, kChanged = 2 };
 
+// Room for the states of a batch, in pinned memory.  Its launches are in one stream at a time.
+class CheckBlock {
+ public:
+  virtual ~CheckBlock() = default;
+
+  virtual CheckState* states() const = 0;
+};
+
+// Comparisons whose results go to the states of `block` from `first` on.
+struct Checks {
+  std::span<const GenerationCheck> checks = {};
+  CheckBlock* block = nullptr;
+  size_t first = 0;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -103,7 +118,9 @@ class Device {
   // when it is given back.
   virtual Result<std::unique_ptr<HostBlock>> NewHostBlock(uint64_t bytes) = 0;
   virtual Result<std::unique_ptr<DeviceBlock>> NewDeviceBlock(uint64_t bytes) = 0;
-  // Costs a microsecond.  Memory of other libraries is known too.
+  // All pending.
+  virtual Result<std::unique_ptr<CheckBlock>> NewCheckBlock(size_t states) = 0;
+  // Memory of other libraries is known too, after a microsecond.
   virtual Result<Place> WhereIs(const void* address) = 0;
 
   // --- streams -------------------------------------------------------------------------------
@@ -120,14 +137,15 @@ class Device {
   // device's without a link.
   virtual Status CopyOne(StreamRef stream, const Piece& piece) = 0;
   // Each piece as one more launch would cost too much: all in one.  Pinned and device memory with a
-  // link only; addresses as the device sees them.  `host`: one side is host memory.
-  virtual Status CopyMany(StreamRef stream, std::span<const Piece> pieces, bool host) = 0;
+  // link only; addresses as the device sees them.  `host`: one side is host memory.  `behind`,
+  // which may be empty, is done as CheckGenerations() would, without a launch of its own.
+  virtual Status CopyMany(StreamRef stream, std::span<const Piece> pieces, bool host,
+                          const Checks& behind) = 0;
   // The same for pages.  REQUIRES: valid; addresses as the device sees them.
   virtual Status CopyPages(StreamRef stream, const PageCopy& copy, bool host) = 0;
-  // Writes a CheckState per check into `states` (of a HostBlock).  All that the stream did before
-  // has been read when the counters are.
-  virtual Status CheckGenerations(StreamRef stream, std::span<const GenerationCheck> checks,
-                                  CheckState* states) = 0;
+  // Writes a CheckState per check.  All that the stream did before has been read when the counters
+  // are.
+  virtual Status CheckGenerations(StreamRef stream, const Checks& checks) = 0;
 };
 
 }  // namespace moonpool::gpu

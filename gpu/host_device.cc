@@ -149,6 +149,17 @@ class HostEvent : public Event {
   const WorldPtr world_;
 };
 
+class HostChecks : public CheckBlock {
+ public:
+  HostChecks(std::unique_ptr<HostBlock> block, size_t states) : block_(std::move(block)) {
+    std::fill_n(this->states(), states, CheckState::kPending);
+  }
+  CheckState* states() const override { return reinterpret_cast<CheckState*>(block_->data()); }
+
+ private:
+  const std::unique_ptr<HostBlock> block_;
+};
+
 class HostDouble : public HostDevice {
  public:
   HostDouble(WorldPtr world, int index) : world_(std::move(world)), index_(index) {
@@ -217,6 +228,12 @@ class HostDouble : public HostDevice {
     return NewBlock<DeviceBlock>(bytes, index_);
   }
 
+  Result<std::unique_ptr<CheckBlock>> NewCheckBlock(size_t states) override {
+    auto block = NewHostBlock(states * sizeof(CheckState));
+    if (!block) return tl::unexpected(std::move(block.error()));
+    return std::make_unique<HostChecks>(std::move(*block), states);
+  }
+
   Result<Place> WhereIs(const void* address) override {
     const HostMemory::Range range = world_->memory.Find(address, 1);
     Place place;
@@ -266,16 +283,19 @@ class HostDouble : public HostDevice {
     return Put(stream, [this, piece] { return DoCopyOne(piece); });
   }
 
-  Status CopyMany(StreamRef stream, std::span<const Piece> pieces, bool host) override {
+  Status CopyMany(StreamRef stream, std::span<const Piece> pieces, bool host,
+                  const Checks& behind) override {
     if (Status status = Call(); !status) return status;
     ++counts_many_;
+    if (!behind.checks.empty()) ++counts_checks_behind_;
     counts_pieces_ += pieces.size();
     if (host) ++counts_host_;
-    return Put(stream, [this, list = std::vector<Piece>(pieces.begin(), pieces.end())] {
+    return Put(stream, [this, list = std::vector<Piece>(pieces.begin(), pieces.end()),
+                        checks = StepOf(behind)] {
       for (const Piece& piece : list) {
         if (Status status = DoKernelCopy(piece); !status) return status;
       }
-      return Status();
+      return checks();
     });
   }
 
@@ -308,12 +328,26 @@ class HostDouble : public HostDevice {
     });
   }
 
-  Status CheckGenerations(StreamRef stream, std::span<const GenerationCheck> checks,
-                          CheckState* states) override {
+  Status CheckGenerations(StreamRef stream, const Checks& checks) override {
     if (Status status = Call(); !status) return status;
     ++counts_checks_;
-    return Put(stream, [this, states,
-                        list = std::vector<GenerationCheck>(checks.begin(), checks.end())] {
+    return Put(stream, StepOf(checks));
+  }
+
+  Counts counts() const override {
+    return {counts_one_,  counts_many_,   counts_pieces_,        counts_pages_,
+            counts_host_, counts_checks_, counts_checks_behind_, counts_staged_};
+  }
+  void Pause(uint64_t after) override { world_->streams.Pause(index_, after); }
+  void Resume() override { world_->streams.Resume(index_); }
+  void LoseAfter(uint64_t steps) override { world_->streams.LoseAfter(index_, steps); }
+  void FailCallAfter(uint64_t calls) override { fail_call_ = static_cast<int64_t>(calls); }
+
+ private:
+  HostStreams::Step StepOf(const Checks& checks) const {
+    if (checks.checks.empty()) return [] { return Status(); };
+    return [this, states = checks.block->states() + checks.first,
+            list = std::vector<GenerationCheck>(checks.checks.begin(), checks.checks.end())] {
       for (size_t i = 0; i < list.size(); ++i) {
         bool unchanged = true;
         if (list[i].counter != nullptr) {
@@ -329,19 +363,9 @@ class HostDouble : public HostDevice {
             __ATOMIC_RELEASE);
       }
       return Status();
-    });
+    };
   }
 
-  Counts counts() const override {
-    return {counts_one_,  counts_many_,   counts_pieces_, counts_pages_,
-            counts_host_, counts_checks_, counts_staged_};
-  }
-  void Pause(uint64_t after) override { world_->streams.Pause(index_, after); }
-  void Resume() override { world_->streams.Resume(index_); }
-  void LoseAfter(uint64_t steps) override { world_->streams.LoseAfter(index_, steps); }
-  void FailCallAfter(uint64_t calls) override { fail_call_ = static_cast<int64_t>(calls); }
-
- private:
   void* Queue(StreamRef stream) const {
     return stream.handle != nullptr ? stream.handle : default_stream_;
   }
@@ -418,7 +442,7 @@ class HostDouble : public HostDevice {
   void* default_stream_ = nullptr;
   std::atomic<int64_t> fail_call_{-1};
   std::atomic<uint64_t> counts_one_{0}, counts_many_{0}, counts_pieces_{0}, counts_pages_{0},
-      counts_host_{0}, counts_checks_{0}, counts_staged_{0};
+      counts_host_{0}, counts_checks_{0}, counts_checks_behind_{0}, counts_staged_{0};
 };
 
 }  // namespace

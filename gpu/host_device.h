@@ -36,6 +36,7 @@ class HostDevice : public Device {
     uint64_t pages = 0;          // CopyPages
     uint64_t host_launches = 0;  // of the last two, with host memory on one side
     uint64_t checks = 0;         // CheckGenerations
+    uint64_t checks_behind = 0;  // CopyMany with checks
     uint64_t staged_blocks = 0;  // NewHostBlock and NewDeviceBlock of 4 KiB and more
   };
   virtual Counts counts() const = 0;

@@ -9,12 +9,13 @@
 // where entry(k) comes from the page table, or is k without one; a table of pointers takes the
 // place of base + entry * page_stride.  What engines have:
 //
-//   vLLM, per layer [2, blocks, block bytes]     planes = K and V of every layer; page_stride =
-//   block separate K and V per layer                   bytes page first, [blocks, layers, 2, bytes]
-//   one plane: the whole page; page_stride = page bytes MLA latent, per layer [blocks, bytes]
-//   planes = the layers values of the pool, one key per page         table of pointers;
-//   plane_stride = piece bytes one long value, page after page              base; page_stride =
-//   page bytes
+//   vLLM, per layer [2, blocks, block bytes]: planes = K and V of every layer; page_stride = block
+//     bytes
+//   separate K and V per layer: the same
+//   page first, [blocks, layers, 2, bytes]: one plane: the whole page; page_stride = page bytes
+//   MLA latent, per layer [blocks, bytes]: planes = the layers
+//   values of the pool, one key per page: table of pointers; plane_stride = piece bytes
+//   one long value, page after page: base; page_stride = page bytes
 #pragma once
 
 #include <cstdint>
@@ -28,7 +29,8 @@ struct PageTable {
   enum class Kind : uint8_t { kNone, kIndex32, kIndex64, kPointers };
   Kind kind = Kind::kNone;
   // int32_t, int64_t or char*, one per page; in host memory (read before the call returns) or in
-  // memory of the device (read on the stream, not checked).
+  // memory of the device (read on the stream, not checked).  Pointers in memory of the device must
+  // be multiples of 16: bytes are moved as if they were.
   const void* entries = nullptr;
 
   static PageTable Of(std::span<const int32_t> indexes) { return {Kind::kIndex32, indexes.data()}; }

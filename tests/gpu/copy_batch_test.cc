@@ -79,33 +79,41 @@ TEST_P(CopyBatchTest, ThousandsOfPiecesInOneBatch) {
   EXPECT_TRUE(Get(target->data(), from.size()) == expected);
 }
 
+// By the launch that copies (more than once: it leaves nothing behind), by one of its own, and by
+// one on another stream.
 TEST_P(CopyBatchTest, GenerationsAreComparedPerKeyAndLayer) {
   constexpr size_t kKeys = 700;  // more than a launch carries
   const auto counters_memory = OnHost(std::string(kKeys * 8, '\0'));
   auto* counters = reinterpret_cast<protocol::GenerationCounter*>(counters_memory->data());
   const std::string from = Bytes(kKeys * 64);
   const auto source = OnDevice(from);
-  const auto target = OnDevice(Poison(from.size()));
-  CopyBatch batch(device);
-  std::vector<bool> same;
-  for (size_t i = 0; i < kKeys; ++i) {
-    const uint64_t generation = random.Next();
-    counters[i].store(generation);
-    same.push_back(random.Chance(0.5));
-    const size_t key = batch.AddKey(&counters[i], same[i] ? generation : generation + 1);
-    batch.Copy(key, {target->data() + i * 64, source->data() + i * 64, 64});
-    if (i % 300 == 299) batch.EndLayer();
+  CopyLimits apart, beside;
+  apart.engine_same_device = 0;
+  beside.engine_same_device = 0;
+  beside.checks_beside = 0;
+  for (const CopyLimits& limits : {CopyLimits(), CopyLimits(), apart, beside}) {
+    const auto target = OnDevice(Poison(from.size()));
+    CopyBatch batch(device, std::nullopt, limits);
+    std::vector<bool> same;
+    for (size_t i = 0; i < kKeys; ++i) {
+      const uint64_t generation = random.Next();
+      counters[i].store(generation);
+      same.push_back(random.Chance(0.5));
+      const size_t key = batch.AddKey(&counters[i], same[i] ? generation : generation + 1);
+      batch.Copy(key, {target->data() + i * 64, source->data() + i * 64, 64});
+      if (i % 300 == 299) batch.EndLayer();
+    }
+    const size_t unchecked = batch.AddKey(nullptr, 5);
+    batch.Copy(unchecked, {target->data(), source->data(), 64});
+    const Completion done = Run(std::move(batch));
+    ASSERT_EQ(done.layers(), 3u);
+    for (size_t i = 0; i < kKeys; ++i) {
+      EXPECT_EQ(done.Unchanged(i), same[i]) << i;
+      EXPECT_EQ(done.Unchanged(i, i / 300), same[i]) << i;
+    }
+    EXPECT_TRUE(done.Unchanged(unchecked));
+    EXPECT_TRUE(Get(target->data(), from.size()) == from);
   }
-  const size_t unchecked = batch.AddKey(nullptr, 5);
-  batch.Copy(unchecked, {target->data(), source->data(), 64});
-  const Completion done = Run(std::move(batch));
-  ASSERT_EQ(done.layers(), 3u);
-  for (size_t i = 0; i < kKeys; ++i) {
-    EXPECT_EQ(done.Unchanged(i), same[i]) << i;
-    EXPECT_EQ(done.Unchanged(i, i / 300), same[i]) << i;
-  }
-  EXPECT_TRUE(done.Unchanged(unchecked));
-  EXPECT_TRUE(Get(target->data(), from.size()) == from);
 }
 
 // A table of generations that no device can reach is looked at by the processor.

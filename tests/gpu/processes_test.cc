@@ -54,6 +54,10 @@ class ProcessesTest : public DeviceTest {
 };
 INSTANTIATE_DEVICES(ProcessesTest);
 
+// What the double does not have.
+class CudaProcessesTest : public ProcessesTest {};
+INSTANTIATE_TEST_SUITE_P(On, CudaProcessesTest, testing::Values(Kind::kCuda), KindName);
+
 TEST_P(ProcessesTest, SeveralPullTheSameRegion) {
   std::vector<std::unique_ptr<PeerProcess>> peers;
   for (int i = 0; i < 3; ++i) {
@@ -153,8 +157,7 @@ TEST_P(ProcessesTest, MemoryOfADeadPeerComesBack) {
 }
 
 // Devices have other ordinals there; what names them is the UUID.
-TEST_P(ProcessesTest, VisibleDevicesDiffer) {
-  if (!cuda()) GTEST_SKIP() << "the double has no ordinals";
+TEST_P(CudaProcessesTest, VisibleDevicesDiffer) {
   std::string why;
   std::string reversed;
   const auto& all = Gpus(&why)->all();

@@ -239,30 +239,75 @@ TEST_F(RoutesTest, LayersAreReachedOneByOne) {
   EXPECT_TRUE(std::string(to->data(), bytes.size()) == bytes);
 }
 
-// A writer takes the extent over while the copy is under way.
+// A writer takes the extent over while the copy is under way; wherever generations are compared.
 TEST_F(RoutesTest, AChangeDuringTheCopyIsSeen) {
   Make({});
-  const auto table = Pinned(std::string(16, '\0'));
-  auto* counters = reinterpret_cast<protocol::GenerationCounter*>(table->data());
-  counters[0] = 3;
-  counters[1] = 3;
-  const std::string bytes = random.Bytes(8192);
-  const auto from = On(0, bytes);
-  const auto to = On(0, Poison(bytes.size()));
-  device().Pause();
-  CopyBatch batch(&device());
-  const size_t kept = batch.AddKey(&counters[0], 3);
-  const size_t lost = batch.AddKey(&counters[1], 3);
-  batch.Copy(kept, {to->data(), from->data(), 4096});
-  batch.Copy(lost, {to->data() + 4096, from->data() + 4096, 4096});
-  const auto submitted = std::move(batch).Submit();
-  ASSERT_TRUE(submitted);
-  protocol::BumpGeneration(counters[1]);
-  device().Resume();
-  ASSERT_TRUE(submitted->Wait());
-  EXPECT_TRUE(submitted->Unchanged(kept));
-  EXPECT_FALSE(submitted->Unchanged(lost));
-  EXPECT_EQ(device().counts().checks, 1u);
+  CopyLimits apart, beside;
+  apart.engine_same_device = 0;
+  beside.engine_same_device = 0;
+  beside.checks_beside = 0;
+  for (const CopyLimits& limits : {CopyLimits(), apart, beside}) {
+    SCOPED_TRACE(random.Replay());
+    const auto table = Pinned(std::string(16, '\0'));
+    auto* counters = reinterpret_cast<protocol::GenerationCounter*>(table->data());
+    counters[0] = 3;
+    counters[1] = 3;
+    const std::string bytes = random.Bytes(8192);
+    const auto from = On(0, bytes);
+    const auto to = On(0, Poison(bytes.size()));
+    device().Pause();
+    CopyBatch batch(&device(), std::nullopt, limits);
+    const size_t kept = batch.AddKey(&counters[0], 3);
+    const size_t lost = batch.AddKey(&counters[1], 3);
+    batch.Copy(kept, {to->data(), from->data(), 4096});
+    batch.Copy(lost, {to->data() + 4096, from->data() + 4096, 4096});
+    const auto submitted = std::move(batch).Submit();
+    ASSERT_TRUE(submitted);
+    protocol::BumpGeneration(counters[1]);
+    device().Resume();
+    ASSERT_TRUE(submitted->Wait());
+    EXPECT_TRUE(submitted->Unchanged(kept));
+    EXPECT_FALSE(submitted->Unchanged(lost));
+  }
+  EXPECT_EQ(device().counts().checks_behind, 1u);
+  EXPECT_EQ(device().counts().checks, 2u);
+}
+
+// Layers' events come after their comparisons although these are beside the copies, with whatever
+// kinds of layers in between.
+TEST_F(RoutesTest, ChecksBesideTheStreamComeBeforeTheirEvents) {
+  for (int round = 0; round < 20; ++round) {
+    SCOPED_TRACE(random.Replay());
+    Make({});
+    const auto table = Pinned(std::string(8, '\0'));
+    auto* counter = reinterpret_cast<protocol::GenerationCounter*>(table->data());
+    const std::string bytes = random.Bytes(4 * 8192);
+    const auto from = On(0, bytes);
+    const auto to = On(0, Poison(bytes.size()));
+    CopyLimits limits;
+    limits.engine_same_device = 8192;
+    limits.checks_beside = 8192;
+    CopyBatch batch(&device(), std::nullopt, limits);
+    const size_t checked = batch.AddKey(counter, 0);
+    const size_t free = batch.AddKey(nullptr, 0);
+    batch.Copy(checked, {to->data(), from->data(), 8192});  // by the engine
+    batch.EndLayer();
+    batch.Copy(free, {to->data() + 8192, from->data() + 8192, 4096});
+    batch.Copy(free, {to->data() + 8192 + 4096, from->data() + 8192 + 4096, 4096});
+    batch.EndLayer();
+    batch.Copy(checked, {to->data() + 2 * 8192, from->data() + 2 * 8192, 4096});  // by a launch
+    batch.Copy(checked, {to->data() + 2 * 8192 + 4096, from->data() + 2 * 8192 + 4096, 4096});
+    batch.EndLayer();
+    batch.Copy(free, {to->data() + 3 * 8192, from->data() + 3 * 8192, 8192});
+    const auto done = std::move(batch).Submit();
+    ASSERT_TRUE(done);
+    for (size_t layer = 0; layer < done->layers(); ++layer) {
+      ASSERT_TRUE(done->layer(layer).Wait());
+      EXPECT_TRUE(std::memcmp(to->data() + layer * 8192, bytes.data() + layer * 8192, 8192) == 0);
+      EXPECT_TRUE(done->Unchanged(checked, layer));
+    }
+    EXPECT_TRUE(done->Unchanged(checked));
+  }
 }
 
 // Every call that can fail does so once; nothing is under way afterwards, and the device goes on.
