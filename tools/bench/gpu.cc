@@ -16,8 +16,9 @@ constexpr uint64_t kQuickMemory = 512ull << 20;
 // One figure is measured for about so long.
 constexpr double kSeconds = 0.05;
 constexpr int kCalls = 200;
-// Batches under way at once.
+// Batches under way at once: so many, and so many bytes that a wait costs next to nothing.
 constexpr uint64_t kRoundsAtOnce = 8;
+constexpr uint64_t kBytesAtOnce = 2ull << 30;
 
 std::string Version(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
@@ -76,11 +77,12 @@ double GpuComparison::Rate(uint64_t bytes, const std::function<void(uint64_t rou
     wait();
   };
   some(2);  // warms up
+  const uint64_t at_once = std::max(kRoundsAtOnce, kBytesAtOnce / bytes);
   Stopwatch watch;
   uint64_t done = 0;
   do {
-    some(kRoundsAtOnce);
-    done += kRoundsAtOnce;
+    some(at_once);
+    done += at_once;
   } while (watch.seconds() < kSeconds);
   return static_cast<double>(done * bytes) / watch.seconds() / 1e9;
 }

@@ -96,7 +96,8 @@ void PullRow(GpuComparison& comparison, const std::string& id, uint64_t value_by
         pair.ours = ours({});
         pair.theirs = comparison.Rate(
             values.bytes(),
-            [&](uint64_t round) { values.RawCopies(setup.target, setup.raw_source, round); }, wait);
+            [&](uint64_t round) { values.RawCopies(setup.target, setup.region->data(), round); },
+            wait);
         return pair;
       },
       [&] {
@@ -105,8 +106,11 @@ void PullRow(GpuComparison& comparison, const std::string& id, uint64_t value_by
         kernel.engine_same_device = std::numeric_limits<uint64_t>::max();
         Json json = {
             {"other ways", {{"cudaMemcpyAsync each", ours(engine)}, {"one launch", ours(kernel)}}}};
+        json["other ways"]["raw of cudaMalloc's memory"] = comparison.Rate(
+            values.bytes(),
+            [&](uint64_t round) { values.RawCopies(setup.target, setup.raw_source, round); }, wait);
         const auto batched = [&](uint64_t round) {
-          return setup.raw->CopyBatch(values.Pieces(setup.target, setup.raw_source, round));
+          return setup.raw->CopyBatch(values.Pieces(setup.target, setup.region->data(), round));
         };
         if (batched(0)) {
           json["other ways"]["raw cudaMemcpyBatchAsync"] = comparison.Rate(
@@ -157,7 +161,7 @@ void AddedRow(GpuComparison& comparison, const std::string& id, size_t count) {
           comparison.Drain();
         });
         const double raw = comparison.Microseconds([&](uint64_t round) {
-          values.RawCopies(setup.target, setup.raw_source, round);
+          values.RawCopies(setup.target, setup.region->data(), round);
           setup.raw->Wait();
         });
         times = {{"whole batch", {{"ours us", ours}, {"raw us", raw}}}};

@@ -108,30 +108,47 @@ double RawRate(GpuComparison& comparison, char* to, const char* from, uint64_t b
       bytes, [&](uint64_t) { setup.raw->Copy(to, from, bytes); }, [&] { setup.raw->Wait(); });
 }
 
-// The kernel in other shapes, by loads and blocks.
+// The kernel in other shapes.
 Json Variants(GpuComparison& comparison, const kernels::PageJob& job, bool host) {
   GpuSetup& setup = comparison.setup();
   Json json = Json::object();
   const int multiprocessors = setup.device->info().multiprocessors;
-  const std::vector<int> device_blocks = {multiprocessors, 2 * multiprocessors, 4 * multiprocessors,
-                                          8 * multiprocessors, 16 * multiprocessors};
-  const std::vector<int> host_blocks = {8, 16, 32, 64, multiprocessors};
-  for (const auto loads : {kernels::Loads::kWeak, kernels::Loads::kRelaxed}) {
-    for (const int blocks : host ? host_blocks : device_blocks) {
-      kernels::Shape shape;
-      shape.loads = loads;
-      shape.blocks = blocks;
-      const uint64_t bytes = uint64_t{job.pages} * job.planes * job.piece_bytes;
-      const double rate = comparison.Rate(
-          bytes,
-          [&](uint64_t) {
-            const cudaError_t error = kernels::LaunchPages(
-                job, {}, shape, static_cast<cudaStream_t>(setup.raw->stream()));
-            if (error != cudaSuccess) throw Failure(cudaGetErrorString(error));
-          },
-          [&] { setup.raw->Wait(); });
-      json[(loads == kernels::Loads::kWeak ? "weak x" : "relaxed x") + std::to_string(blocks)] =
-          rate;
+  const uint64_t bytes = uint64_t{job.pages} * job.planes * job.piece_bytes;
+  const auto stream = static_cast<cudaStream_t>(setup.raw->stream());
+  const auto measure = [&](const std::string& name, const auto& launch) {
+    if (launch() != cudaSuccess) return;  // not on this device
+    json[name] = comparison.Rate(
+        bytes,
+        [&](uint64_t) {
+          if (const cudaError_t error = launch(); error != cudaSuccess) {
+            throw Failure(cudaGetErrorString(error));
+          }
+        },
+        [&] { setup.raw->Wait(); });
+  };
+  if (host) {
+    for (const int blocks : {8, 16, 32, 64}) {
+      measure("x" + std::to_string(blocks), [&] {
+        return kernels::LaunchPages(job, {}, {blocks, kernels::Moves::kPlain}, stream);
+      });
+    }
+    return json;
+  }
+  for (const auto moves : {kernels::Moves::kPlain, kernels::Moves::kEvictFirst}) {
+    for (const uint64_t run_kib : {32, 64, 128, 256, 512}) {
+      const auto blocks = static_cast<int>(bytes / (run_kib << 10));
+      measure((moves == kernels::Moves::kPlain ? "runs of " : "evict-first runs of ") +
+                  std::to_string(run_kib) + "K",
+              [&] {
+                return kernels::LaunchPages(job, {}, {blocks, moves}, stream);
+              });
+    }
+  }
+  for (const uint32_t unit : {4u << 10, 16u << 10}) {
+    if (unit > job.piece_bytes) continue;
+    for (const int blocks : {multiprocessors, 8 * multiprocessors}) {
+      measure("bulk " + std::to_string(unit >> 10) + "K x" + std::to_string(blocks),
+              [&] { return kernels::LaunchPagesInBulk(job, unit, blocks, stream); });
     }
   }
   return json;
@@ -143,7 +160,7 @@ void DeviceRows(GpuComparison& comparison, const std::string& size, uint64_t pag
   GpuSetup& setup = comparison.setup();
   const PagedCache cache(&setup, page_bytes);
   const auto raw = [&] {
-    return RawRate(comparison, setup.target, setup.raw_source, cache.bytes());
+    return RawRate(comparison, setup.target, setup.region->data(), cache.bytes());
   };
   setup.raw->Poison(setup.target, setup.bytes);
   comparison.Measure(
@@ -159,7 +176,9 @@ void DeviceRows(GpuComparison& comparison, const std::string& size, uint64_t pag
         Json json = {
             {"other ways",
              {{"table in host memory",
-               RateOf(comparison, cache.Scatter(setup.region->data(), setup.target, false))}}}};
+               RateOf(comparison, cache.Scatter(setup.region->data(), setup.target, false))},
+              {"raw copy of cudaMalloc's memory",
+               RawRate(comparison, setup.target, setup.raw_source, cache.bytes())}}}};
         if (comparison.options().variants) {
           json["kernel"] =
               Variants(comparison, cache.ScatterJob(setup.region->data(), setup.target), false);
