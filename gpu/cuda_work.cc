@@ -165,8 +165,9 @@ Status CudaDevice::CopyMany(StreamRef stream, std::span<const Piece> pieces, boo
     const std::span<const Piece> part = pieces.first(count);
     pieces = pieces.subspan(count);
     if (units == 0 && (!pieces.empty() || behind.checks.empty())) continue;
-    kernels::Shape shape;
-    shape.blocks = host ? kHostBlocks : kernels::BlocksFor(units, info_.multiprocessors);
+    const int blocks =
+        host ? kHostBlocks
+             : kernels::BlocksFor(units, kernels::kPieceRunBytes, info_.multiprocessors);
     kernels::Behind checks;
     size_t table_bytes = count * sizeof(kernels::PieceEntry);
     if (pieces.empty() && !behind.checks.empty()) {
@@ -195,7 +196,7 @@ Status CudaDevice::CopyMany(StreamRef stream, std::span<const Piece> pieces, boo
         WithTable(&tables_, table_bytes, Native(stream), fill, [&](const kernels::Table& table) {
           return CudaStatus(
               kernels::LaunchPieces(table, static_cast<uint32_t>(count),
-                                    static_cast<uint32_t>(units), checks, shape, Native(stream)),
+                                    static_cast<uint32_t>(units), checks, blocks, Native(stream)),
               "launching a copy of pieces");
         });
     if (!status) return status;
@@ -292,8 +293,8 @@ Status CudaDevice::CopyPages(StreamRef stream, const PageCopy& copy, bool host) 
   job.vector = kernels::VectorFor(from.Alignment() | to.Alignment());
   const uint64_t units = (copy.piece_bytes + kernels::kUnitBytes - 1) / kernels::kUnitBytes *
                          copy.page_count * copy.plane_count;
-  kernels::Shape shape;
-  shape.blocks = host ? kHostBlocks : kernels::BlocksFor(units, info_.multiprocessors);
+  const int blocks =
+      host ? kHostBlocks : kernels::BlocksFor(units, kernels::kPageRunBytes, info_.multiprocessors);
   return WithTable(
       &tables_, table_bytes, Native(stream),
       [&](char* table) {
@@ -301,7 +302,7 @@ Status CudaDevice::CopyPages(StreamRef stream, const PageCopy& copy, bool host) 
         to.Fill(table);
       },
       [&](const kernels::Table& table) {
-        return CudaStatus(kernels::LaunchPages(job, table, shape, Native(stream)),
+        return CudaStatus(kernels::LaunchPages(job, table, blocks, Native(stream)),
                           "launching a copy of pages");
       });
 }

@@ -19,40 +19,26 @@ struct InlineTable {
 
 // --- one unit ------------------------------------------------------------------------------------
 
+// What is moved leaves the second-level cache before other things.
 __device__ __forceinline__ uint64_t EvictFirst() {
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
 
-template <Moves kMoves>
 __device__ __forceinline__ uint4 Load16(const char* from) {
   uint4 v;
-  if constexpr (kMoves == Moves::kEvictFirst) {
-    asm volatile("ld.relaxed.sys.global.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(from), "l"(EvictFirst()));
-  } else {
-    asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(from));
-  }
+  asm volatile("ld.relaxed.sys.global.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from), "l"(EvictFirst()));
   return v;
 }
 
-template <Moves kMoves>
 __device__ __forceinline__ void Store16(char* to, const uint4& v) {
-  if constexpr (kMoves == Moves::kEvictFirst) {
-    asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;"
-                 :
-                 : "l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "l"(EvictFirst())
-                 : "memory");
-  } else {
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
-                 :
-                 : "l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                 : "memory");
-  }
+  asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;"
+               :
+               : "l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "l"(EvictFirst())
+               : "memory");
 }
 
 __device__ __forceinline__ uint32_t Load4(const char* from) {
@@ -69,7 +55,6 @@ __device__ __forceinline__ uint32_t Load1(const char* from) {
 
 // Moves at most kUnitBytes with the lanes of one warp.  All loads are on their way before the first
 // store.
-template <Moves kMoves>
 __device__ __forceinline__ void CopyUnit(char* to, const char* from, uint32_t bytes,
                                          uint32_t vector, uint32_t lane) {
   if (vector == 16) {
@@ -78,12 +63,12 @@ __device__ __forceinline__ void CopyUnit(char* to, const char* from, uint32_t by
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       const uint32_t word = lane + 32 * i;
-      if (word < words) held[i] = Load16<kMoves>(from + 16 * word);
+      if (word < words) held[i] = Load16(from + 16 * word);
     }
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       const uint32_t word = lane + 32 * i;
-      if (word < words) Store16<kMoves>(to + 16 * word, held[i]);
+      if (word < words) Store16(to + 16 * word, held[i]);
     }
     const uint32_t rest = bytes % 16;
     if (lane < rest) {
@@ -116,7 +101,6 @@ __device__ __forceinline__ const unsigned char* TableAt(const void* device,
 
 // Every block has a run of units, every warp of it each kWarps-th of them: neighbours in memory are
 // read at the same time, and a warp has to search its first piece only.
-template <Moves kMoves>
 __device__ __forceinline__ void CopyRun(const PieceEntry* pieces, uint32_t count, uint32_t units) {
   const uint32_t lane = threadIdx.x % 32;
   const uint32_t begin = static_cast<uint32_t>(uint64_t{units} * blockIdx.x / gridDim.x);
@@ -135,9 +119,8 @@ __device__ __forceinline__ void CopyRun(const PieceEntry* pieces, uint32_t count
     const PieceEntry piece = pieces[low];
     const uint64_t at = uint64_t{unit - piece.first_unit} * kUnitBytes;
     const uint64_t left = piece.bytes - at;
-    CopyUnit<kMoves>(
-        reinterpret_cast<char*>(piece.to + at), reinterpret_cast<const char*>(piece.from + at),
-        left < kUnitBytes ? static_cast<uint32_t>(left) : kUnitBytes, piece.vector, lane);
+    CopyUnit(reinterpret_cast<char*>(piece.to + at), reinterpret_cast<const char*>(piece.from + at),
+             left < kUnitBytes ? static_cast<uint32_t>(left) : kUnitBytes, piece.vector, lane);
   }
 }
 
@@ -161,12 +144,11 @@ __device__ __forceinline__ void Check(const CheckEntry& entry, uint32_t* to) {
 // Copies, and then the last block to finish checks.  Each thread's loads come before its fence, the
 // fence before the barrier, the barrier before the block's count, and that before the last block's,
 // which has acquired it when its threads check.
-template <Moves kMoves>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     CopyPieces(const __grid_constant__ InlineTable inlined, const void* device, uint32_t count,
                uint32_t units, const Behind behind) {
   const unsigned char* table = TableAt(device, inlined);
-  CopyRun<kMoves>(reinterpret_cast<const PieceEntry*>(table), count, units);
+  CopyRun(reinterpret_cast<const PieceEntry*>(table), count, units);
   if (behind.count == 0) return;
   __shared__ uint32_t blocks_before;
   SystemFence();
@@ -216,21 +198,19 @@ struct Place {
 };
 
 __device__ __forceinline__ Place PlaceOf(const PageJob& job, const unsigned char* table,
-                                         uint32_t unit, uint32_t units_per_piece,
-                                         uint32_t unit_bytes = kUnitBytes) {
+                                         uint32_t unit, uint32_t units_per_piece) {
   const uint32_t piece = unit / units_per_piece;
-  const uint32_t at = (unit - piece * units_per_piece) * unit_bytes;
+  const uint32_t at = (unit - piece * units_per_piece) * kUnitBytes;
   const uint32_t page = piece / job.planes;
   const uint32_t plane = piece - page * job.planes;
   const uint32_t left = job.piece_bytes - at;
   return {reinterpret_cast<char*>(PieceStart(job.to, table, page, plane) + at),
           reinterpret_cast<const char*>(PieceStart(job.from, table, page, plane) + at),
-          left < unit_bytes ? left : unit_bytes};
+          left < kUnitBytes ? left : kUnitBytes};
 }
 
 // The same distribution of units as above.  Where the next unit is is looked up before this one is
 // moved, so that tables are not waited for.
-template <Moves kMoves>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     CopyPageUnits(const __grid_constant__ InlineTable inlined, const void* device,
                   const __grid_constant__ PageJob job, uint32_t units, uint32_t units_per_piece) {
@@ -245,57 +225,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     unit += kWarps;
     Place next = place;
     if (unit < end) next = PlaceOf(job, table, unit, units_per_piece);
-    CopyUnit<kMoves>(place.to, place.from, place.bytes, job.vector, lane);
+    CopyUnit(place.to, place.from, place.bytes, job.vector, lane);
     if (unit >= end) return;
     place = next;
   }
-}
-
-// Every warp has a slot of shared memory and its first lane moves units through it.
-extern __shared__ __align__(128) unsigned char bulk_slots[];
-
-constexpr uint32_t kBulkBytes = 128 << 10;
-
-__global__ void CopyPagesInBulk(const __grid_constant__ PageJob job, uint32_t units,
-                                uint32_t units_per_piece, uint32_t unit_bytes) {
-#if __CUDA_ARCH__ >= 900
-  __shared__ __align__(8) uint64_t arrived[32];
-  if (threadIdx.x % 32 != 0) return;
-  const uint32_t warp = threadIdx.x / 32;
-  const uint32_t warps = blockDim.x / 32;
-  const auto slot = static_cast<uint32_t>(__cvta_generic_to_shared(bulk_slots + warp * unit_bytes));
-  const auto barrier = static_cast<uint32_t>(__cvta_generic_to_shared(&arrived[warp]));
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" : : "r"(barrier) : "memory");
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-  uint32_t parity = 0;
-  for (uint32_t unit = blockIdx.x * warps + warp; unit < units; unit += gridDim.x * warps) {
-    const Place place = PlaceOf(job, nullptr, unit, units_per_piece, unit_bytes);
-    // The slot has been read when it is filled again.
-    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
-                 :
-                 : "r"(barrier), "r"(place.bytes)
-                 : "memory");
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-        :
-        : "r"(slot), "l"(place.from), "r"(place.bytes), "r"(barrier)
-        : "memory");
-    asm volatile(
-        "{\n.reg .pred p;\nwaiting:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra waiting;\n}"
-        :
-        : "r"(barrier), "r"(parity)
-        : "memory");
-    parity ^= 1;
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;"
-                 :
-                 : "l"(place.to), "r"(slot), "r"(place.bytes)
-                 : "memory");
-    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-  }
-  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
-#endif
 }
 
 // --- generations ---------------------------------------------------------------------------------
@@ -318,9 +251,9 @@ InlineTable Inlined(const Table& table) {
   return inlined;
 }
 
-unsigned Blocks(uint32_t units, const Shape& shape) {
+unsigned Blocks(uint32_t units, int blocks) {
   const unsigned useful = std::max((units + kWarps - 1) / kWarps, 1u);
-  return std::min(static_cast<unsigned>(std::max(shape.blocks, 1)), useful);
+  return std::min(static_cast<unsigned>(std::max(blocks, 1)), useful);
 }
 
 }  // namespace
@@ -330,26 +263,23 @@ uint32_t VectorFor(uint64_t addresses_and_strides) {
   return addresses_and_strides % 4 == 0 ? 4 : 1;
 }
 
-int BlocksFor(uint64_t units, int multiprocessors) {
-  const uint64_t runs = units / (kRunBytes / kUnitBytes);
+int BlocksFor(uint64_t units, uint32_t run_bytes, int multiprocessors) {
+  const uint64_t runs = units / (run_bytes / kUnitBytes);
   const uint64_t least = static_cast<uint64_t>(kBlocksPerMultiprocessor) * multiprocessors;
   return static_cast<int>(std::min<uint64_t>(std::max(runs, least), 1u << 30));
 }
 
 cudaError_t LaunchPieces(const Table& entries, uint32_t count, uint32_t units, const Behind& behind,
-                         const Shape& shape, cudaStream_t stream) {
+                         int blocks, cudaStream_t stream) {
   InlineTable inlined = Inlined(entries);
   const void* device = entries.device;
   Behind copied = behind;
   void* arguments[] = {&inlined, &device, &count, &units, &copied};
-  const auto kernel = shape.moves == Moves::kEvictFirst ? CopyPieces<Moves::kEvictFirst>
-                                                        : CopyPieces<Moves::kPlain>;
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(Blocks(units, shape)),
+  return cudaLaunchKernel(reinterpret_cast<const void*>(CopyPieces), dim3(Blocks(units, blocks)),
                           dim3(kThreads), arguments, 0, stream);
 }
 
-cudaError_t LaunchPages(const PageJob& job, const Table& table, const Shape& shape,
-                        cudaStream_t stream) {
+cudaError_t LaunchPages(const PageJob& job, const Table& table, int blocks, cudaStream_t stream) {
   uint32_t units_per_piece = (job.piece_bytes + kUnitBytes - 1) / kUnitBytes;
   const uint64_t all = uint64_t{units_per_piece} * job.pages * job.planes;
   if (all == 0 || all > 0x7fffffffu) return cudaErrorInvalidValue;
@@ -358,28 +288,8 @@ cudaError_t LaunchPages(const PageJob& job, const Table& table, const Shape& sha
   const void* device = table.device;
   PageJob copied = job;
   void* arguments[] = {&inlined, &device, &copied, &units, &units_per_piece};
-  const auto kernel = shape.moves == Moves::kEvictFirst ? CopyPageUnits<Moves::kEvictFirst>
-                                                        : CopyPageUnits<Moves::kPlain>;
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(Blocks(units, shape)),
+  return cudaLaunchKernel(reinterpret_cast<const void*>(CopyPageUnits), dim3(Blocks(units, blocks)),
                           dim3(kThreads), arguments, 0, stream);
-}
-
-cudaError_t LaunchPagesInBulk(const PageJob& job, uint32_t unit_bytes, int blocks,
-                              cudaStream_t stream) {
-  uint32_t units_per_piece = (job.piece_bytes + unit_bytes - 1) / unit_bytes;
-  uint32_t units = units_per_piece * job.pages * job.planes;
-  const unsigned warps = std::min(kBulkBytes / unit_bytes, 32u);
-  const auto* kernel = reinterpret_cast<const void*>(CopyPagesInBulk);
-  cudaFuncAttributes attributes;
-  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error != cudaSuccess) return error;
-  if (attributes.binaryVersion < 90 || job.vector != 16) return cudaErrorNotSupported;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBulkBytes);
-  if (error != cudaSuccess) return error;
-  PageJob copied = job;
-  void* arguments[] = {&copied, &units, &units_per_piece, &unit_bytes};
-  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(32 * warps), arguments,
-                          warps * unit_bytes, stream);
 }
 
 cudaError_t LaunchChecks(const Table& entries, uint32_t count, uint32_t* states,

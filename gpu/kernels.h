@@ -16,25 +16,16 @@ inline constexpr uint32_t kUnitBytes = 4096;
 // How many blocks a multiprocessor runs at once.
 inline constexpr int kBlocksPerMultiprocessor = 4;
 // What a block moves of a long copy.  Blocks begin in order, so that those under way are close to
-// each other in memory: DRAM pages and the TLB gain more by it than new blocks cost.
-inline constexpr uint32_t kRunBytes = 128 << 10;
+// each other in memory: DRAM pages and the TLB gain more by it than new blocks cost.  64 KiB
+// is the best length for pages (H200, of 32 KiB to 512 KiB); pieces have longer runs, as a block of
+// theirs that is to be checked ends with a fence of system scope.
+inline constexpr uint32_t kPageRunBytes = 64 << 10;
+inline constexpr uint32_t kPieceRunBytes = 128 << 10;
 // Tables up to this size travel with the launch itself; 4 KiB is what every driver takes.
 inline constexpr size_t kInlineBytes = 3840;
 
-// Sources may be written at the same time by a process that has taken the extent over; the
-// generation check behind the copy finds that out.  Loads are ld.relaxed.sys: by the letter of the
-// PTX memory model (ISA, section 8) no data race.
-enum class Moves : uint8_t {
-  kPlain,
-  kEvictFirst,  // loads and stores leave the second-level cache before others
-};
-
-struct Shape {
-  int blocks = 1;  // at most
-  Moves moves = Moves::kPlain;
-};
-// For copies within the device.
-int BlocksFor(uint64_t units, int multiprocessors);
+// For copies within the device; `run_bytes` is one of the above.
+int BlocksFor(uint64_t units, uint32_t run_bytes, int multiprocessors);
 
 // A table in memory of the device, or in the launch: the first `inline_bytes` of `inlined`.
 struct Table {
@@ -61,8 +52,11 @@ struct Behind {
   // A word of device memory: 0 before and after; for one launch at a time.
   uint32_t* blocks_done = nullptr;
 };
+// Launches of at most `blocks` blocks.  Sources may be written at the same time by a process that
+// has taken the extent over; the generation check behind the copy finds that out.  Loads are
+// ld.relaxed.sys: by the letter of the PTX memory model (ISA, section 8) no data race.
 cudaError_t LaunchPieces(const Table& entries, uint32_t count, uint32_t units, const Behind& behind,
-                         const Shape& shape, cudaStream_t stream);
+                         int blocks, cudaStream_t stream);
 
 // One side of a page copy.  Offsets are of the words in the table.
 struct PageSide {
@@ -84,13 +78,7 @@ struct PageJob {
   uint32_t piece_bytes = 0;
   uint32_t vector = 0;
 };
-cudaError_t LaunchPages(const PageJob& job, const Table& table, const Shape& shape,
-                        cudaStream_t stream);
-// The same through shared memory by bulk copies (PTX cp.async.bulk), in units of `unit_bytes` with
-// 128 KiB under way per block; to be measured.  cudaErrorNotSupported before compute
-// capability 9.0.
-cudaError_t LaunchPagesInBulk(const PageJob& job, uint32_t unit_bytes, int blocks,
-                              cudaStream_t stream);
+cudaError_t LaunchPages(const PageJob& job, const Table& table, int blocks, cudaStream_t stream);
 
 struct CheckEntry {
   uint64_t counter = 0;

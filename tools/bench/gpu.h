@@ -13,7 +13,6 @@ struct GpuModeOptions {
   std::string device;  // a UUID; empty: the first
   int reps = 0;        // 0: 7, or 3 with --quick
   bool list = false;
-  bool variants = false;  // also measure the kernels in other shapes
 };
 
 // REQUIRES: CUDA was not used in this process before; a child is forked.

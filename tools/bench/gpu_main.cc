@@ -12,7 +12,7 @@ namespace {
 constexpr char kHelp[] =
     "Measures copies to, from and within GPU memory beside the raw CUDA calls.\n\n"
     "  moonpool-gpu-bench [--quick] [--json FILE|-] [--rows EXPRESSION] [--reps N]\n"
-    "                     [--device UUID] [--variants] [--list]\n";
+    "                     [--device UUID] [--list]\n";
 
 }  // namespace
 
@@ -26,8 +26,6 @@ int main(int argc, char** argv) {
       options.common.quick = true;
     } else if (word == "--list") {
       options.list = true;
-    } else if (word == "--variants") {
-      options.variants = true;
     } else if (word == "--json" && has_value) {
       options.common.json = argv[++i];
     } else if (word == "--rows" && has_value) {

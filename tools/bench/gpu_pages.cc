@@ -1,6 +1,4 @@
 // Rows about paged memory: scatter and gather beside one copy of the same bytes in one piece.
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -9,15 +7,12 @@
 #include <utility>
 #include <vector>
 
-#include "gpu/kernels.h"
 #include "tools/bench/failure.h"
 #include "tools/bench/gpu_rows.h"
 
 namespace moonpool::bench {
 
 namespace {
-
-namespace kernels = gpu::kernels;
 
 constexpr uint64_t kMostBytes = 256ull << 20;
 
@@ -67,21 +62,6 @@ class PagedCache {
     return true;
   }
 
-  kernels::PageJob ScatterJob(char* run, char* cache) const {
-    kernels::PageJob job;
-    job.from.base = reinterpret_cast<uint64_t>(run);
-    job.from.page_stride = page_bytes_;
-    job.to.base = reinterpret_cast<uint64_t>(cache);
-    job.to.page_stride = page_bytes_;
-    job.to.kind = kernels::PageSide::kIndex32;
-    job.to.entries = device_table_;
-    job.pages = static_cast<uint32_t>(table_.size());
-    job.planes = 1;
-    job.piece_bytes = static_cast<uint32_t>(page_bytes_);
-    job.vector = 16;
-    return job;
-  }
-
  private:
   GpuSetup& setup_;
   const uint64_t page_bytes_;
@@ -108,52 +88,6 @@ double RawRate(GpuComparison& comparison, char* to, const char* from, uint64_t b
       bytes, [&](uint64_t) { setup.raw->Copy(to, from, bytes); }, [&] { setup.raw->Wait(); });
 }
 
-// The kernel in other shapes.
-Json Variants(GpuComparison& comparison, const kernels::PageJob& job, bool host) {
-  GpuSetup& setup = comparison.setup();
-  Json json = Json::object();
-  const int multiprocessors = setup.device->info().multiprocessors;
-  const uint64_t bytes = uint64_t{job.pages} * job.planes * job.piece_bytes;
-  const auto stream = static_cast<cudaStream_t>(setup.raw->stream());
-  const auto measure = [&](const std::string& name, const auto& launch) {
-    if (launch() != cudaSuccess) return;  // not on this device
-    json[name] = comparison.Rate(
-        bytes,
-        [&](uint64_t) {
-          if (const cudaError_t error = launch(); error != cudaSuccess) {
-            throw Failure(cudaGetErrorString(error));
-          }
-        },
-        [&] { setup.raw->Wait(); });
-  };
-  if (host) {
-    for (const int blocks : {8, 16, 32, 64}) {
-      measure("x" + std::to_string(blocks), [&] {
-        return kernels::LaunchPages(job, {}, {blocks, kernels::Moves::kPlain}, stream);
-      });
-    }
-    return json;
-  }
-  for (const auto moves : {kernels::Moves::kPlain, kernels::Moves::kEvictFirst}) {
-    for (const uint64_t run_kib : {32, 64, 128, 256, 512}) {
-      const auto blocks = static_cast<int>(bytes / (run_kib << 10));
-      measure((moves == kernels::Moves::kPlain ? "runs of " : "evict-first runs of ") +
-                  std::to_string(run_kib) + "K",
-              [&] {
-                return kernels::LaunchPages(job, {}, {blocks, moves}, stream);
-              });
-    }
-  }
-  for (const uint32_t unit : {4u << 10, 16u << 10}) {
-    if (unit > job.piece_bytes) continue;
-    for (const int blocks : {multiprocessors, 8 * multiprocessors}) {
-      measure("bulk " + std::to_string(unit >> 10) + "K x" + std::to_string(blocks),
-              [&] { return kernels::LaunchPagesInBulk(job, unit, blocks, stream); });
-    }
-  }
-  return json;
-}
-
 void DeviceRows(GpuComparison& comparison, const std::string& size, uint64_t page_bytes) {
   const std::string scatter = "scatter-" + size, gather = "gather-" + size;
   if (!comparison.Wants(scatter) && !comparison.Wants(gather)) return;
@@ -173,17 +107,12 @@ void DeviceRows(GpuComparison& comparison, const std::string& size, uint64_t pag
         return pair;
       },
       [&] {
-        Json json = {
+        return Json{
             {"other ways",
              {{"table in host memory",
                RateOf(comparison, cache.Scatter(setup.region->data(), setup.target, false))},
               {"raw copy of cudaMalloc's memory",
                RawRate(comparison, setup.target, setup.raw_source, cache.bytes())}}}};
-        if (comparison.options().variants) {
-          json["kernel"] =
-              Variants(comparison, cache.ScatterJob(setup.region->data(), setup.target), false);
-        }
-        return json;
       });
   // What was scattered is gathered again.
   RateOf(comparison, cache.Scatter(setup.region->data(), setup.target));
@@ -219,12 +148,7 @@ void HostRows(GpuComparison& comparison) {
         return pair;
       },
       [&] {
-        Json json = {{"other ways", {{"one launch", RateOf(comparison, out, direct)}}}};
-        if (comparison.options().variants) {
-          json["kernel"] =
-              Variants(comparison, cache.ScatterJob(setup.pool.data(), setup.target), true);
-        }
-        return json;
+        return Json{{"other ways", {{"one launch", RateOf(comparison, out, direct)}}}};
       });
   RateOf(comparison, out);
   const gpu::PageCopy in = cache.Gather(setup.target, setup.pool.data());

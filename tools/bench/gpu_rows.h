@@ -23,7 +23,6 @@ class GpuComparison {
   explicit GpuComparison(const GpuModeOptions& options);
 
   GpuSetup& setup() { return setup_; }
-  const GpuModeOptions& options() const { return options_; }
   bool quick() const { return options_.common.quick; }
   int reps() const { return reps_; }
   bool Wants(std::string_view id) const { return rows_.Wants(id); }

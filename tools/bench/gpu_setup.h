@@ -65,7 +65,6 @@ class RawCuda {
   bool CopyBatch(const std::vector<gpu::Piece>& pieces);
   // An event behind what was given so far, and the wait for it.
   void Wait();
-  void* stream() const { return stream_; }
 
  private:
   std::vector<void*> device_;

@@ -175,7 +175,6 @@ void AddGpu(CLI::App* app, GpuModeOptions* options) {
   app->add_option("--reps", options->reps, "repetitions (default: 7; with --quick 3)")
       ->check(CLI::Range(1, 1000));
   app->add_option("--device", options->device, "UUID of the GPU (default: the first)");
-  app->add_flag("--variants", options->variants, "also measure the kernels in other shapes");
 }
 
 }  // namespace
