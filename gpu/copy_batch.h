@@ -10,6 +10,11 @@
 //   device.WaitFor(stream, completion->layer(0));     // a stream goes on when layer 0 is there
 //   completion->Wait();  completion->Unchanged(key);  // kOk and true: the bytes are that version
 //
+// Only the batch's event, and each layer's, is behind the check of generations.  The stream itself
+// need not be: work put on it after Submit() comes after the bytes, but may run before they are
+// checked.  What must not see an older or a torn version waits for the event, and someone looks at
+// Unchanged() before its results are used.
+//
 // How bytes go: within a device and over a link, small pieces in one kernel launch and large ones
 // through the copy engine; between devices without a link, through pinned host memory; host pool to
 // device and back, through the copy engine or, for many small pieces, a launch of few blocks.

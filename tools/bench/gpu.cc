@@ -102,7 +102,11 @@ void GpuComparison::Submit(gpu::CopyBatch batch) {
 }
 
 void GpuComparison::Drain() {
-  for (const gpu::Completion& one : under_way_) Expect(one.Wait(), "a batch");
+  // Each is released while later ones are at work, as a client does.
+  for (gpu::Completion& one : under_way_) {
+    const gpu::Completion reached = std::move(one);
+    Expect(reached.Wait(), "a batch");
+  }
   under_way_.clear();
 }
 
