@@ -114,7 +114,7 @@ struct CopyBatch::State {
   Status Send(Completion::State* sent) const;
   Status PrepareChecks(CopyRoutes* routes, Completion::State* sent,
                        std::vector<GenerationCheck>* checks) const;
-  uint64_t Bytes() const;
+  uint64_t BytesWithinDevices(PlaceCache* places) const;
 };
 
 CopyBatch::CopyBatch(Device* device, std::optional<StreamRef> stream, const CopyLimits& limits)
@@ -201,10 +201,17 @@ Status CopyBatch::State::PrepareChecks(CopyRoutes* routes, Completion::State* se
   return {};
 }
 
-uint64_t CopyBatch::State::Bytes() const {
+uint64_t CopyBatch::State::BytesWithinDevices(PlaceCache* places) const {
+  const auto in_device = [places](const void* address, uint64_t bytes) {
+    const Result<Place> place = places->Find(address, bytes);
+    return place && place->kind == Place::Kind::kDevice;
+  };
   uint64_t bytes = 0;
   for (const Layer& layer : layers) {
-    for (const Piece& piece : layer.pieces) bytes += piece.bytes;
+    for (const Piece& piece : layer.pieces) {
+      const bool within = in_device(piece.from, piece.bytes) && in_device(piece.to, piece.bytes);
+      if (within) bytes += piece.bytes;
+    }
     for (const PageCopy& pages : layer.pages) bytes += pages.bytes();
   }
   return bytes;
@@ -215,7 +222,7 @@ Status CopyBatch::State::Send(Completion::State* sent) const {
   sent->keys = keys;
   std::vector<GenerationCheck> checks;
   if (Status status = PrepareChecks(&routes, sent, &checks); !status) return status;
-  const bool beside = !checks.empty() && Bytes() >= limits.checks_beside;
+  const bool beside = !checks.empty() && BytesWithinDevices(&routes.places()) >= limits.checks_beside;
   const Worker main{device, sent->stream};
   // Where events are recorded: from the first check beside the main stream on, behind that.
   Worker last = main;

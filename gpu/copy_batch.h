@@ -70,8 +70,10 @@ struct CopyLimits {
   // copy engine and device memory of this size, twice.
   uint64_t staged_pages = 1 << 20;
   uint64_t staging_chunk = 8 << 20;
-  // From this size of a batch on, generations that are not compared by the launch that copies are
-  // compared on another stream behind it, so that what follows on this one need not wait for that.
+  // From so many bytes of a batch within devices on, generations that are not compared by the launch
+  // that copies are compared on another stream behind it, so that what follows on this one need not
+  // wait for that.  (Copies to and from host memory leave the device time enough: 0.988 of the raw
+  // copy's rate with the comparison in the stream, 0.964 with it beside.)
   uint64_t checks_beside = 16 << 20;
 };
 
