@@ -9,10 +9,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 ALLOWED = {
     "protocol": set(),
     "storage": {"protocol"},
+    "rdma": {"protocol", "storage"},
     "server": {"protocol", "storage"},
     "client": {"protocol"},
-    "tools": {"protocol", "storage", "client"},
-    "tests": {"protocol", "storage", "server", "client", "tools"},
+    "tools": {"protocol", "storage", "rdma", "client"},
+    "tests": {"protocol", "storage", "rdma", "server", "client", "tools"},
 }
 INCLUDE = re.compile(r'^\s*#include "([a-z_]+)/')
 
