@@ -1,6 +1,6 @@
 // TransferEngine: generations are read behind the bytes they prove.
 #include <algorithm>
-#include <atomic>
+#include <utility>
 
 #include "protocol/seqlock.h"
 #include "rdma/transfer_engine.h"
@@ -30,6 +30,12 @@ Lane* TransferEngine::CheckLane() const {
   return best;
 }
 
+void TransferEngine::Unreachable(Transfer* transfer, uint32_t item, const std::string& why) {
+  if (transfer->error_.empty()) transfer->error_ = why;
+  transfer->states_[item].fate = Outcome::kUnreachable;
+  Close(transfer, item);
+}
+
 bool TransferEngine::PostChecks() {
   bool any = false;
   if (!to_check_.empty() && (to_check_.size() >= kGather || queue_.empty())) {
@@ -37,6 +43,12 @@ bool TransferEngine::PostChecks() {
       const size_t before = to_check_.size();
       PostCheck(lane, &to_check_, false);
       any = to_check_.size() != before;
+    } else if (std::none_of(lanes_.begin(), lanes_.end(),
+                            [](const Lane* candidate) { return candidate->open(); })) {
+      for (const auto& [transfer, item] : std::exchange(to_check_, {})) {
+        Unreachable(transfer, item, "no lane is open");
+      }
+      any = true;
     }
   }
   if (!look_for_checks_ || !queue_.empty()) return any;
@@ -73,12 +85,9 @@ void TransferEngine::PostCheck(Lane* lane, std::vector<Member>* members, bool fe
     auto keys = Registration::Create(domains_, reinterpret_cast<char*>(landing_.data()),
                                      landing_.size() * kSlotBytes, kReadTarget);
     if (!keys) {
-      for (const auto& [transfer, item] : *members) {
-        transfer->states_[item].fate = Outcome::kUnreachable;
-        if (transfer->error_.empty()) transfer->error_ = keys.error().message;
-        Close(transfer, item);
+      for (const auto& [transfer, item] : std::exchange(*members, {})) {
+        Unreachable(transfer, item, keys.error().message);
       }
-      members->clear();
       return;
     }
     landing_keys_ = std::move(*keys);

@@ -142,6 +142,7 @@ class TransferEngine {
   void PostCheck(Lane* lane, std::vector<Member>* members, bool fenced);
   void CheckEnded(uint64_t index, const Lane::End& end);
   Lane* CheckLane() const;
+  void Unreachable(Transfer* transfer, uint32_t item, const std::string& why);
 
   const Domains& domains_;
   const EngineOptions options_;
