@@ -251,7 +251,10 @@ void Endpoint::HandleMessage(Lane* lane, const Message& message) {
     case Message::kBufferKnown:
     case Message::kBufferDropped: {
       const auto found = announced_.find(message.id);
-      if (found != announced_.end() && found->second.unanswered > 0) --found->second.unanswered;
+      if (found == announced_.end()) return;
+      std::vector<const Lane*>& waiting = found->second.unanswered;
+      const auto answered = std::find(waiting.begin(), waiting.end(), lane);
+      if (answered != waiting.end()) waiting.erase(answered);
       return;
     }
     default:
@@ -285,7 +288,7 @@ bool Endpoint::AnnounceOn(Lane* lane, uint32_t buffer, Announced* announced) {
       message.access = announced->access;
       message.total = registration.bytes();
       if (!SendPatiently(lane, message)) return false;
-      ++announced->unanswered;
+      announced->unanswered.push_back(lane);
     }
     offset = part.offset + part.length;
   }
@@ -293,20 +296,27 @@ bool Endpoint::AnnounceOn(Lane* lane, uint32_t buffer, Announced* announced) {
 }
 
 Status Endpoint::Announce(uint32_t buffer, const Registration& registration, uint32_t access) {
-  Announced& announced = announced_[buffer];
-  announced = {&registration, access, 0, false};
-  size_t told = 0;
-  for (Slot& slot : slots_) {
-    if (!slot.in_engine || !slot.lane->open()) continue;
-    if (AnnounceOn(slot.lane.get(), buffer, &announced)) ++told;
+  const auto [at, is_new] = announced_.try_emplace(buffer);
+  Announced& announced = at->second;
+  if (is_new) {
+    announced = {&registration, access, {}, false};
+    for (Slot& slot : slots_) {
+      if (slot.in_engine && slot.lane->open()) AnnounceOn(slot.lane.get(), buffer, &announced);
+    }
   }
-  const int64_t end_ms = NowMs() + kAnswerMs;
-  while (announced.unanswered > 0 && has_lane() && NowMs() < end_ms) {
-    if (!Step()) Wait(kTickMs);
-  }
-  if (told > 0 && announced.unanswered == 0 && has_lane()) return {};
+  MOONPOOL_CHECK(announced.registration == &registration);
+  if (AwaitAnswers(announced) && has_lane()) return {};
   Retract(buffer);
   return Fail(ErrorCode::kUnavailable, "the server does not take note of the buffer");
+}
+
+// False when an open lane does not answer.
+bool Endpoint::AwaitAnswers(const Announced& announced) {
+  const int64_t end_ms = NowMs() + kAnswerMs;
+  while (!announced.unanswered.empty() && has_lane() && NowMs() < end_ms) {
+    if (!Step()) Wait(kTickMs);
+  }
+  return announced.unanswered.empty();
 }
 
 void Endpoint::Retract(uint32_t buffer) {
@@ -314,23 +324,19 @@ void Endpoint::Retract(uint32_t buffer) {
   if (found == announced_.end()) return;
   Announced& announced = found->second;
   announced.going = true;
-  announced.unanswered = 0;
+  announced.unanswered.clear();
   for (Slot& slot : slots_) {
     if (!slot.in_engine || !slot.lane->open()) continue;
     Message message;
     message.type = Message::kBufferGone;
     message.id = buffer;
     if (SendPatiently(slot.lane.get(), message)) {
-      ++announced.unanswered;
+      announced.unanswered.push_back(slot.lane.get());
     } else if (slot.lane != nullptr) {
       slot.lane->Fail("the server does not take messages");
     }
   }
-  const int64_t end_ms = NowMs() + kAnswerMs;
-  while (announced.unanswered > 0 && has_lane() && NowMs() < end_ms) {
-    if (!Step()) Wait(kTickMs);
-  }
-  if (announced.unanswered > 0) Close("the server does not let go of a buffer");
+  if (!AwaitAnswers(announced)) Close("the server does not let go of a buffer");
   announced_.erase(found);
 }
 

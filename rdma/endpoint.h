@@ -71,7 +71,8 @@ class Endpoint {
   void Run(Transfer* transfer, Clock::time_point deadline);
 
   // Makes a buffer known to the server, for its own READs and WRITEs; on lanes to come as well.
-  // `access`: what it was registered with.  Waits until every open lane's server knows it.
+  // `access`: what it was registered with.  Waits until the server knows it on every open lane; again,
+  // for lanes that came since.
   Status Announce(uint32_t buffer, const Registration& registration, uint32_t access);
   // When this returns nothing touches the buffer any more: the server said so, or lanes were
   // fenced.
@@ -105,7 +106,7 @@ class Endpoint {
   struct Announced {
     const Registration* registration = nullptr;
     uint32_t access = 0;
-    size_t unanswered = 0;  // messages
+    std::vector<const Lane*> unanswered;  // one for each message
     bool going = false;
   };
 
@@ -125,6 +126,7 @@ class Endpoint {
   void SendMissing();
   void HandleMessage(Lane* lane, const Message& message);
   bool AnnounceOn(Lane* lane, uint32_t buffer, Announced* announced);
+  bool AwaitAnswers(const Announced& announced);
   bool SendPatiently(Lane* lane, const Message& message);
   void DropLane(Slot* slot);
   static int64_t NowMs();

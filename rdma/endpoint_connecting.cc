@@ -134,6 +134,9 @@ void Endpoint::Failed(Slot* slot, const std::string& why, bool at_once) {
     slot->past_bytes += slot->lane->pace.completed_bytes;
     // Only what has carried something has shown that it works.
     if (slot->lane->pace.completed_bytes > 0) slot->backoff.Reset();
+    for (auto& [buffer, announced] : announced_) {
+      std::erase(announced.unanswered, slot->lane.get());
+    }
     std::erase_if(unsent_, [&](const auto& missing) { return missing.lane == slot->lane.get(); });
     engine_.Destroy(slot->lane.get());
     if (slot->in_engine) engine_.RemoveLane(slot->lane.get());

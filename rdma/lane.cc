@@ -162,7 +162,10 @@ bool Lane::Poll(std::vector<End>* ends, std::vector<Message>* messages) {
       const Completion& completion = found[i];
       any = true;
       if ((completion.id & kReceiveBit) != 0) {
-        if (completion.status != Completion::Status::kOk) continue;
+        if (completion.status != Completion::Status::kOk) {
+          if (open()) Fail(completion.text);
+          continue;
+        }
         const uint64_t slot = completion.id & ~kReceiveBit;
         const auto message = DecodeMessage(std::string_view(
             reinterpret_cast<const char*>(&message_memory_[slot]), completion.bytes));

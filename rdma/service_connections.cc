@@ -13,6 +13,8 @@ Service::Session* Service::Find(uint64_t session) {
 void Service::HandleConnectionEvents() {
   while (auto event = events_->Next()) {
     if (event->kind == ConnectionEvent::Kind::kRequest) {
+      // The beginning of its session may have come after this round's tasks.
+      RunTasks();
       Request(std::move(*event));
       continue;
     }

@@ -32,6 +32,8 @@ void TransferEngine::RemoveLane(Lane* lane) {
   std::erase(lanes_, lane);
   std::erase_if(asked_, [&](const Asked& asked) { return asked.what.lane == lane; });
   std::erase_if(missing_, [&](const Missing& missing) { return missing.lane == lane; });
+  // What waits for an answer over it.
+  LookAgain();
 }
 
 void TransferEngine::Start(Transfer* transfer) {
@@ -63,7 +65,9 @@ bool TransferEngine::Progress(Messages* messages) {
     if (lane->open()) lane->Post();
   }
   std::erase_if(transfers_, [](const Transfer* transfer) { return transfer->done(); });
-  if (transfers_.empty()) asked_.clear();
+  if (transfers_.empty()) {
+    std::erase_if(asked_, [](const Asked& asked) { return asked.denied; });
+  }
   return any;
 }
 
