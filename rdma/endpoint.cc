@@ -14,6 +14,8 @@ namespace {
 constexpr int64_t kTickMs = 10;
 // With several lanes they are looked at every so many waits, too.
 constexpr uint32_t kLookEvery = 16;
+// For the other lanes, once one is open.
+constexpr int64_t kGraceMs = 100;
 // The other side's answer to a message.
 constexpr int64_t kAnswerMs = 2000;
 
@@ -63,9 +65,13 @@ Status Endpoint::Open() {
     }
   }
   Repair();
-  while (connecting()) {
+  for (int64_t first_ms = 0; connecting();) {
     Wait(kTickMs);
     Step();
+    // The others may still come; a NIC that does not answer is not waited for.
+    if (!has_lane()) continue;
+    if (first_ms == 0) first_ms = NowMs();
+    if (NowMs() - first_ms >= kGraceMs) break;
   }
   if (has_lane()) return {};
   std::string why;

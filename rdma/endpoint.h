@@ -60,7 +60,7 @@ class Endpoint {
            const EndpointOptions& options);
   ~Endpoint();
 
-  // Waits until a lane is open.  kUnavailable, with what each pair said, when none can be had.
+  // Waits until a lane is open, and a moment for the others.  kUnavailable, with what each pair said, when none can be had.
   Status Open();
   // Begins to connect the lanes that may be tried again.  Between commands: it may ask for tokens.
   void Repair();
@@ -146,8 +146,6 @@ class Endpoint {
   std::unordered_map<uint32_t, Announced> announced_;
   TransferEngine::Messages messages_;
   std::vector<TransferEngine::Missing> unsent_;  // lanes had no room to ask
-  uint64_t seen_changes_ = 0;
-  int64_t next_look_ms_ = 0;
   uint32_t waits_ = 0;
 };
 

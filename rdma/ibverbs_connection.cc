@@ -317,7 +317,7 @@ class IbVerbs : public Verbs {
   }
 
  private:
-  IbDevices devices_;
+  IbDevices& devices_ = IbDevices::OfProcess();
 };
 
 }  // namespace

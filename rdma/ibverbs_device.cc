@@ -211,29 +211,26 @@ Result<std::unique_ptr<CompletionQueue>> IbDevice::NewCompletionQueue(uint32_t e
   return result;
 }
 
-std::optional<DeviceEvent> IbDevice::NextEvent() {
+void IbDevice::TakeEvents() {
   ibv_async_event event{};
-  if (ibv_get_async_event(context_, &event) != 0) return std::nullopt;
-  DeviceEvent result;
-  switch (event.event_type) {
-    case IBV_EVENT_PORT_ACTIVE:
-      result = {DeviceEvent::Kind::kPortUp, static_cast<uint8_t>(event.element.port_num)};
-      break;
-    case IBV_EVENT_PORT_ERR:
-      result = {DeviceEvent::Kind::kPortDown, static_cast<uint8_t>(event.element.port_num)};
-      break;
-    case IBV_EVENT_GID_CHANGE:
-      result = {DeviceEvent::Kind::kGidsChanged, static_cast<uint8_t>(event.element.port_num)};
-      break;
-    case IBV_EVENT_DEVICE_FATAL:
-      result.kind = DeviceEvent::Kind::kFatal;
-      break;
-    default:
-      break;
+  while (ibv_get_async_event(context_, &event) == 0) {
+    const auto port = static_cast<uint8_t>(event.element.port_num);
+    if (event.event_type == IBV_EVENT_PORT_ACTIVE) {
+      down_[port] = false;
+    } else if (event.event_type == IBV_EVENT_PORT_ERR) {
+      down_[port] = true;
+    } else if (event.event_type == IBV_EVENT_DEVICE_FATAL) {
+      for (std::atomic<bool>& down : down_) down = true;
+    }
+    // At once: a queue pair or completion queue cannot be destroyed before.
+    ibv_ack_async_event(&event);
   }
-  // At once: a queue pair or completion queue cannot be destroyed before.
-  ibv_ack_async_event(&event);
-  return result;
+}
+
+IbDevices& IbDevices::OfProcess() {
+  // Never destroyed, like the contexts: somebody may still hold a device when the process ends.
+  static IbDevices* const devices = new IbDevices();
+  return *devices;
 }
 
 IbDevice* IbDevices::Find(ibv_context* context) {

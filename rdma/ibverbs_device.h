@@ -6,6 +6,8 @@
 
 #include <infiniband/verbs.h>
 
+#include <array>
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -29,17 +31,22 @@ class IbDevice : public Device {
   Result<std::unique_ptr<CompletionQueue>> NewCompletionQueue(uint32_t entries,
                                                               CompletionChannel* channel) override;
   int event_fd() const override { return context_->async_fd; }
-  std::optional<DeviceEvent> NextEvent() override;
+  void TakeEvents() override;
+  bool port_up(uint8_t port) const override {
+    return port < down_.size() && !down_[port].load(std::memory_order_relaxed);
+  }
 
  private:
   ibv_context* const context_;
   const std::string name_;
+  std::array<std::atomic<bool>, 256> down_{};  // by port
   ibv_device_attr attributes_ = {};
 };
 
-// Every device once, however often it is looked for.
+// Every device once in this process, however often it is looked for: there is one stream of events.
 class IbDevices {
  public:
+  static IbDevices& OfProcess();
   Result<std::vector<std::shared_ptr<Device>>> All() EXCLUDES(mu_);
   // Null when there is no such device.
   IbDevice* Of(ibv_context* context) EXCLUDES(mu_);

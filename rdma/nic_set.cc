@@ -31,25 +31,11 @@ Result<std::unique_ptr<NicSet>> NicSet::Open(std::unique_ptr<Verbs> verbs,
     return Fail(ErrorCode::kUnavailable, why.empty() ? "there is no RDMA device"
                                                      : "no RDMA device can be used (" + why + ")");
   }
-  set->up_ = std::make_unique<std::atomic<bool>[]>(set->nics_.size());
-  for (size_t i = 0; i < set->nics_.size(); ++i) set->up_[i] = true;
   return set;
 }
 
 void NicSet::Watch() {
-  for (size_t d = 0; d < devices_.size(); ++d) {
-    while (const auto event = devices_[d]->NextEvent()) {
-      const bool up = event->kind == DeviceEvent::Kind::kPortUp;
-      const bool down = event->kind == DeviceEvent::Kind::kPortDown;
-      const bool fatal = event->kind == DeviceEvent::Kind::kFatal;
-      if (!up && !down && !fatal) continue;
-      for (size_t i = 0; i < nics_.size(); ++i) {
-        if (device_of_[i] != d || (!fatal && nics_[i].port != event->port)) continue;
-        up_[i].store(up, std::memory_order_relaxed);
-        changes_.fetch_add(1, std::memory_order_relaxed);
-      }
-    }
-  }
+  for (const auto& device : devices_) device->TakeEvents();
 }
 
 }  // namespace moonpool::rdma

@@ -1,10 +1,9 @@
 // The NICs that this process uses, and which of them are up.
 //
-// Found once; what happens to them afterwards comes as device events, which Watch() takes.
+// Found once; what happens to them afterwards is seen by Watch().
 // Threads: any.
 #pragma once
 
-#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -28,12 +27,10 @@ class NicSet {
   // Of devices().
   size_t device_of(size_t nic) const { return device_of_[nic]; }
 
-  // Takes the events there are; does not block.
+  // Takes note of what happened to the devices; does not block.
   void Watch();
   // Whether the NIC's port was up at the last Watch().
-  bool up(size_t nic) const { return up_[nic].load(std::memory_order_relaxed); }
-  // How often a NIC came or went.
-  uint64_t changes() const { return changes_.load(std::memory_order_relaxed); }
+  bool up(size_t nic) const { return nics_[nic].device->port_up(nics_[nic].port); }
 
  private:
   NicSet() = default;
@@ -43,8 +40,6 @@ class NicSet {
   std::vector<Discovery::LeftOut> left_out_;
   std::vector<std::shared_ptr<Device>> devices_;
   std::vector<size_t> device_of_;
-  std::unique_ptr<std::atomic<bool>[]> up_;
-  std::atomic<uint64_t> changes_{0};
 };
 
 }  // namespace moonpool::rdma

@@ -56,13 +56,6 @@ struct DeviceAttributes {
   std::vector<PortAttributes> ports;
 };
 
-// What happened to a device by itself.
-struct DeviceEvent {
-  enum class Kind : uint8_t { kPortUp, kPortDown, kGidsChanged, kFatal, kOther };
-  Kind kind = Kind::kOther;
-  uint8_t port = 0;
-};
-
 // --- memory --------------------------------------------------------------------------------
 
 enum Access : uint32_t {
@@ -177,10 +170,12 @@ class Device {
   virtual Result<std::unique_ptr<CompletionChannel>> NewCompletionChannel() = 0;
   virtual Result<std::unique_ptr<CompletionQueue>> NewCompletionQueue(
       uint32_t entries, CompletionChannel* channel) = 0;
-  // Readable when there are device events.
+  // Readable when something happened to the device by itself.
   virtual int event_fd() const = 0;
-  // Takes one; any thread.
-  virtual std::optional<DeviceEvent> NextEvent() = 0;
+  // Takes note of that, on behalf of everybody who has the device; any thread.
+  virtual void TakeEvents() = 0;
+  // As of the last TakeEvents(); any thread.
+  virtual bool port_up(uint8_t port) const = 0;
 };
 
 // --- connections ---------------------------------------------------------------------------

@@ -54,17 +54,21 @@ def listed_tests():
 def results(tmp_path_factory):
     """What each test said: one boot for all."""
     folder = tmp_path_factory.mktemp("vm")
-    ran = run_vm(folder, TESTS, f"--gtest_output=json:{folder}/report.json",
-                 options=("--nics", "2", "--share", str(BUILD)))
-    try:
-        report = json.loads((folder / "report.json").read_text())
-    except (OSError, ValueError):
-        pytest.fail(f"the tests died in the virtual machine ({ran.returncode}):\n"
-                    f"{ran.stdout[-3000:]}\n{ran.stderr[-1000:]}")
+    # A link that went down leaves its device useless: those come last.
+    script = (f"{TESTS} --gtest_filter=-VmLinkFailure.* --gtest_output=json:first.json;"
+              f"{TESTS} --gtest_filter=VmLinkFailure.* --gtest_output=json:last.json")
+    ran = run_vm(folder, "bash", "-c", script, options=("--nics", "2", "--share", str(BUILD)))
     cases = {}
-    for suite in report["testsuites"]:
-        for case in suite["testsuite"]:
-            cases[f"{suite['name']}.{case['name']}"] = case
+    for name in ("first.json", "last.json"):
+        try:
+            report = json.loads((folder / name).read_text())
+        except (OSError, ValueError):
+            pytest.fail(f"the tests died in the virtual machine ({ran.returncode}):\n"
+                        f"{ran.stdout[-3000:]}\n{ran.stderr[-1000:]}")
+        for suite in report["testsuites"]:
+            for case in suite["testsuite"]:
+                if case.get("result") != "SUPPRESSED":
+                    cases[f"{suite['name']}.{case['name']}"] = case
     return cases
 
 

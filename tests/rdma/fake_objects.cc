@@ -80,15 +80,10 @@ Result<std::unique_ptr<CompletionQueue>> FakeDevice::NewCompletionQueue(
   return std::make_unique<FakeQueue>(fabric_, static_cast<FakeChannel*>(channel));
 }
 
-std::optional<DeviceEvent> FakeDevice::NextEvent() {
+void FakeDevice::TakeEvents() {
   MutexLock lock(fabric_.mu_);
-  if (events.empty()) {
-    signal.Lower();
-    return std::nullopt;
-  }
-  const DeviceEvent event = events.front();
-  events.pop_front();
-  return event;
+  signal.Lower();
+  seen_up = up;
 }
 
 class FakeRegistered : public Registered {

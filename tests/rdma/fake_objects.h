@@ -4,6 +4,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <deque>
 
 #include "protocol/unique_fd.h"
@@ -72,7 +73,8 @@ class FakeDevice : public Device {
   Result<std::unique_ptr<CompletionQueue>> NewCompletionQueue(uint32_t entries,
                                                               CompletionChannel* channel) override;
   int event_fd() const override { return signal.fd(); }
-  std::optional<DeviceEvent> NextEvent() override;
+  void TakeEvents() override;
+  bool port_up(uint8_t) const override { return seen_up; }
 
   const std::string host;
   const std::string address;
@@ -83,7 +85,7 @@ class FakeDevice : public Device {
   uint32_t refused_posts = 0;
   uint32_t slowness = 1;
   FakeSignal signal;
-  std::deque<DeviceEvent> events;
+  std::atomic<bool> seen_up{true};
   std::map<uint32_t, FakeFabric::Registration> registrations;
 
  private:

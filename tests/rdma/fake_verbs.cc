@@ -239,7 +239,6 @@ void FakeFabric::SetPort(const std::string& device, bool up) {
   MutexLock lock(mu_);
   FakeDevice* const found = Named(device);
   found->up = up;
-  found->events.push_back({up ? DeviceEvent::Kind::kPortUp : DeviceEvent::Kind::kPortDown, 1});
   found->signal.Raise();
 }
 

@@ -113,8 +113,21 @@ class LiveClient {
   BufferCache& cache() { return cache_; }
   const Domains& domains() { return *domains_; }
 
+  // A value as a descriptor tells of it, and where its bytes go.
   struct Want {
-    storage::Extent extent;
+    Want() = default;
+    Want(const storage::Extent& extent, char* into)
+        : region(extent.region->id()),
+          offset(extent.offset),
+          length(extent.length),
+          slot(extent.slot),
+          generation(extent.generation),
+          to(into) {}
+    uint32_t region = 0;
+    uint64_t offset = 0;
+    uint64_t length = 0;
+    uint32_t slot = 0;
+    uint64_t generation = 0;
     char* to = nullptr;
   };
   // Reads them all; what became of each.
@@ -124,10 +137,10 @@ class LiveClient {
     BufferCache::Pins pins;
     std::vector<TransferItem> items;
     for (size_t i = 0; i < wants.size(); ++i) {
-      const storage::Extent& extent = wants[i].extent;
-      cache_.Describe(wants[i].to, extent.length, &pieces[i], &pins);
-      items.push_back({extent.region->id(), extent.offset, extent.length, pieces[i], true,
-                       extent.slot, extent.generation});
+      const Want& want = wants[i];
+      cache_.Describe(want.to, want.length, &pieces[i], &pins);
+      items.push_back(
+          {want.region, want.offset, want.length, pieces[i], true, want.slot, want.generation});
     }
     Transfer transfer(Transfer::Direction::kRead, std::move(items));
     endpoint_.Run(&transfer, Endpoint::Clock::now() + time);

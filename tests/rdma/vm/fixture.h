@@ -1,6 +1,9 @@
 // Tests that need RDMA devices: they run inside tools/rdma-vm (or on a machine with NICs).
 #pragma once
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 
@@ -45,6 +48,22 @@ class VmTest : public testing::Test {
     const Status status = client->endpoint().Open();
     EXPECT_TRUE(status) << status.error().message;
     return client;
+  }
+  // Tries until so many lanes are open; false when that takes more than 10 s.
+  static bool RepairAll(Endpoint& endpoint, size_t lanes) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (OpenLanes(endpoint) < lanes) {
+      if (std::chrono::steady_clock::now() > end) return false;
+      endpoint.Repair();
+      usleep(5000);
+      endpoint.Pump();
+    }
+    return true;
+  }
+  static size_t OpenLanes(const Endpoint& endpoint) {
+    size_t open = 0;
+    for (const LaneInfo& lane : endpoint.lanes()) open += lane.open ? 1 : 0;
+    return open;
   }
   // False when that did not happen within 10 s.
   bool WaitClosed(uint64_t session) {
