@@ -83,7 +83,12 @@ Status Endpoint::Open() {
 }
 
 void Endpoint::Repair() {
-  if (events_ == nullptr) return;
+  // Nothing to do, as a rule: what happened to lanes is seen when they are used.
+  if (events_ == nullptr || std::all_of(slots_.begin(), slots_.end(), [](const Slot& slot) {
+        return slot.in_engine && slot.lane->open();
+      })) {
+    return;
+  }
   Pump();
   const int64_t now_ms = NowMs();
   for (Slot& slot : slots_) {
@@ -103,6 +108,7 @@ void Endpoint::Run(Transfer* transfer, Clock::time_point deadline) {
   engine_.Start(transfer);
   bool late = false;
   int spins = spins_;
+  uint32_t waits = 0;
   while (!transfer->done()) {
     if (Step()) {
       spins = spins_;
@@ -112,17 +118,15 @@ void Endpoint::Run(Transfer* transfer, Clock::time_point deadline) {
       --spins;
       continue;
     }
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
-    if (left <= 0 && !late) {
-      late = true;
-      engine_.GiveUp(transfer, "the deadline passed");
-      // What is under way could still write to the caller's memory.
-      for (Slot& slot : slots_) {
-        if (slot.lane != nullptr && slot.lane->outstanding() > 0) slot.lane->Fail("too late");
-      }
-      continue;
+    const bool arrived = Wait(kTickMs);
+    // Asking for the time costs more than a completion, on some machines.
+    if (late || (arrived && ++waits % kLookEvery != 0) || Clock::now() < deadline) continue;
+    late = true;
+    engine_.GiveUp(transfer, "the deadline passed");
+    // What is under way could still write to the caller's memory.
+    for (Slot& slot : slots_) {
+      if (slot.lane != nullptr && slot.lane->outstanding() > 0) slot.lane->Fail("too late");
     }
-    Wait(late ? kTickMs : std::min<int64_t>(kTickMs, left));
   }
 }
 
@@ -141,13 +145,13 @@ bool Endpoint::Step() {
   return any;
 }
 
-// Sleeps until something may have happened; `most_ms` at most.
-void Endpoint::Wait(int64_t most_ms) {
+// Sleeps until something may have happened, `most_ms` at most.  False when nothing did.
+bool Endpoint::Wait(int64_t most_ms) {
   for (Slot& slot : slots_) {
     if (slot.lane != nullptr) slot.lane->Arm();
   }
   // What came before that makes no event.
-  if (Step()) return;
+  if (Step()) return true;
   std::vector<pollfd> fds;
   for (const auto& channel : channels_) fds.push_back({channel->fd(), POLLIN, 0});
   fds.push_back({events_->fd(), POLLIN, 0});
@@ -155,16 +159,16 @@ void Endpoint::Wait(int64_t most_ms) {
   const int ready = poll(fds.data(), fds.size(), static_cast<int>(most_ms));
   for (size_t i = 0; i < channels_.size(); ++i) {
     if (fds[i].revents == 0) continue;
-    while (CompletionQueue* const queue = channels_[i]->Next()) {
-      for (Slot& slot : slots_) {
-        if (slot.lane != nullptr && &slot.lane->completions() == queue) slot.lane->Armed(false);
-      }
+    // At most one of each lane; what is left is seen the next time.
+    const CompletionQueue* const queue = channels_[i]->Next();
+    for (Slot& slot : slots_) {
+      if (slot.lane != nullptr && &slot.lane->completions() == queue) slot.lane->Armed(false);
     }
   }
   bool events = false;
   for (size_t i = channels_.size(); i < fds.size(); ++i) events |= fds[i].revents != 0;
-  // Asking for the time costs more than a completion, on some machines.
   if (ready <= 0 || events || (slots_.size() > 1 && ++waits_ % kLookEvery == 0)) Look(NowMs());
+  return ready > 0;
 }
 
 // Looks after the lanes: events, NICs that come and go, what takes too long.

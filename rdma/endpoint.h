@@ -60,7 +60,8 @@ class Endpoint {
            const EndpointOptions& options);
   ~Endpoint();
 
-  // Waits until a lane is open, and a moment for the others.  kUnavailable, with what each pair said, when none can be had.
+  // Waits until a lane is open, and a moment for the others.  kUnavailable, with what each pair
+  // said, when none can be had.
   Status Open();
   // Begins to connect the lanes that may be tried again.  Between commands: it may ask for tokens.
   void Repair();
@@ -71,8 +72,8 @@ class Endpoint {
   void Run(Transfer* transfer, Clock::time_point deadline);
 
   // Makes a buffer known to the server, for its own READs and WRITEs; on lanes to come as well.
-  // `access`: what it was registered with.  Waits until the server knows it on every open lane; again,
-  // for lanes that came since.
+  // `access`: what it was registered with.  Waits until the server knows it on every open lane;
+  // again, for lanes that came since.
   Status Announce(uint32_t buffer, const Registration& registration, uint32_t access);
   // When this returns nothing touches the buffer any more: the server said so, or lanes were
   // fenced.
@@ -122,7 +123,7 @@ class Endpoint {
   void Look(int64_t now_ms);
 
   bool Step();
-  void Wait(int64_t most_ms);
+  bool Wait(int64_t most_ms);
   void SendMissing();
   void HandleMessage(Lane* lane, const Message& message);
   bool AnnounceOn(Lane* lane, uint32_t buffer, Announced* announced);

@@ -9,7 +9,7 @@ namespace {
 
 // A completion is asked for after so many bytes, or a quarter of the depth: often enough that the
 // queue never runs dry while its end is awaited.
-constexpr uint64_t kSignBytes = 2ull << 20;
+constexpr uint64_t kSignBytes = 4ull << 20;
 constexpr size_t kPollAtOnce = 64;
 
 }  // namespace

@@ -99,7 +99,7 @@ class Lane {
     uint64_t since_ticks = 0;  // of the present measurement, and what was complete then
     uint64_t since_bytes = 0;
     uint64_t seen_ended = 0;
-    int64_t seen_ms = 0;  // 0: nothing was posted
+    int64_t stuck_ms = 0;  // since that changed
   } pace;
 
  private:

@@ -14,6 +14,8 @@ constexpr uint32_t kRoomForChecks = 8;
 // How often a lane's rate is taken, in bytes it delivered, and how much the newest counts.
 constexpr uint64_t kMeasureBytes = 1 << 20;
 constexpr double kNewest = 0.3;
+// Between two looks at what is stuck.
+constexpr int64_t kMostUnseenMs = 40;
 
 }  // namespace
 
@@ -309,19 +311,26 @@ void TransferEngine::Measure(Lane* lane) {
 }
 
 bool TransferEngine::CheckStuck(int64_t now_ms) {
+  // A process that was not running saw nothing arrive: that says nothing about the lanes.
+  const int64_t passed_ms = checked_ms_ == 0 ? 0 : std::min(now_ms - checked_ms_, kMostUnseenMs);
+  checked_ms_ = now_ms;
+  const auto open =
+      std::count_if(lanes_.begin(), lanes_.end(), [](const Lane* lane) { return lane->open(); });
+  const int64_t stall_ms = open > 1 ? options_.stall_ms : options_.lone_stall_ms;
   bool any = false;
   for (Lane* lane : lanes_) {
     Lane::Pace& pace = lane->pace;
-    if (lane->outstanding() == 0 || lane->state() == Lane::State::kFenced) {
-      pace.seen_ms = 0;
-    } else if (pace.seen_ms == 0 || lane->ended() != pace.seen_ended) {
-      pace.seen_ms = now_ms;
+    if (lane->outstanding() == 0 || lane->ended() != pace.seen_ended) {
       pace.seen_ended = lane->ended();
-    } else if (lane->open() && now_ms - pace.seen_ms >= options_.stall_ms) {
-      lane->Fail("nothing arrived for " + std::to_string(now_ms - pace.seen_ms) + " ms");
-      pace.seen_ms = now_ms;
+      pace.stuck_ms = 0;
+      continue;
+    }
+    pace.stuck_ms += passed_ms;
+    if (lane->open() && pace.stuck_ms >= stall_ms) {
+      lane->Fail("nothing arrived for " + std::to_string(pace.stuck_ms) + " ms");
+      pace.stuck_ms = 0;
       any = true;
-    } else if (!lane->open() && now_ms - pace.seen_ms >= options_.drain_ms) {
+    } else if (lane->state() == Lane::State::kFailed && pace.stuck_ms >= options_.drain_ms) {
       Destroy(lane);
       any = true;
     }

@@ -33,8 +33,11 @@ struct EngineOptions {
   uint64_t window_bytes = 16 << 20;       // under way on one lane
   uint64_t staging_bytes = 8 << 20;       // for local memory that is not registered
   uint32_t tries = 4;                     // of one slice
-  int64_t stall_ms = 100;                 // a lane on which nothing ends for so long has failed
-  int64_t drain_ms = 50;                  // and one that does not flush what is posted is destroyed
+  // A lane on which nothing ends for so long has failed, when there is another one; and when there is
+  // none.  (The NIC gives up by itself at some time, too.)
+  int64_t stall_ms = 100;
+  int64_t lone_stall_ms = 5000;
+  int64_t drain_ms = 50;  // one that does not flush what is posted is destroyed
 };
 
 struct EngineCounters {
@@ -149,6 +152,7 @@ class TransferEngine {
   EngineCounters counters_;
 
   std::vector<Lane*> lanes_;
+  int64_t checked_ms_ = 0;  // by CheckStuck()
   std::deque<Queued> queue_;
   uint64_t queued_bytes_ = 0;
   std::vector<Transfer*> transfers_;  // not done

@@ -262,26 +262,59 @@ TEST(RdmaEngine, WhatNobodyHasIsNotThere) {
   EXPECT_EQ(rig.lanes.size(), 2u);
 }
 
+// Passes of a client that looks at its lanes every 10 ms.
+class Passes {
+ public:
+  explicit Passes(EngineRig& rig) : rig_(rig) {}
+  void For(int64_t ms) {
+    for (int64_t end_ms = now_ms_ + ms; now_ms_ < end_ms;) {
+      for (int i = 0; i < 50; ++i) {
+        rig_.fabric.Step();
+        rig_.Progress();
+      }
+      now_ms_ += 10;
+      rig_.engine->CheckStuck(now_ms_);
+    }
+  }
+  // The process does not run.
+  void Away(int64_t ms) { now_ms_ += ms; }
+
+ private:
+  EngineRig& rig_;
+  int64_t now_ms_ = 1000;
+};
+
 TEST(RdmaEngine, AStuckLaneIsGivenUp) {
   EngineOptions options;
   EngineRig rig(2, 1, options);
   Transfer* const transfer = rig.Read(Row(20, 300'000));
   rig.fabric.SetSilent("s0", true);
-  int64_t now_ms = 1000;
-  rig.Progress();
-  for (int i = 0; i < 200; ++i) {
-    rig.fabric.Step();
-    rig.Progress();
-    rig.engine->CheckStuck(now_ms);
-  }
+  Passes passes(rig);
+  passes.For(options.stall_ms - 20);
+  // Being away is no evidence.
+  passes.Away(10'000);
+  passes.For(10);
   EXPECT_FALSE(transfer->done());
-  rig.engine->CheckStuck(now_ms + options.stall_ms - 1);
-  rig.Progress();
   EXPECT_EQ(rig.lanes.size(), 2u);
-  rig.engine->CheckStuck(now_ms + options.stall_ms);
+  passes.For(50);
+  EXPECT_EQ(rig.lanes.size(), 1u);
   rig.RunToEnd(transfer);
   ExpectAllDone(*transfer);
+}
+
+TEST(RdmaEngine, TheOnlyLaneHasMoreTime) {
+  EngineOptions options;
+  EngineRig rig(1, 1, options);
+  Transfer* const transfer = rig.Read(Row(20, 300'000));
+  rig.Progress();
+  rig.fabric.SetSilent("s0", true);
+  Passes passes(rig);
+  passes.For(10 * options.stall_ms);
   EXPECT_EQ(rig.lanes.size(), 1u);
+  passes.For(options.lone_stall_ms);
+  EXPECT_TRUE(rig.lanes.empty());
+  rig.RunToEnd(transfer);
+  EXPECT_EQ(transfer->outcome(0), Outcome::kUnreachable);
 }
 
 // Nothing that a lane could still touch is given back: neither the caller's memory nor a slice.
@@ -293,24 +326,12 @@ TEST(RdmaEngine, ALaneThatDoesNotFlushIsDestroyedFirst) {
   rig.Progress();
   const uint64_t pairs = rig.fabric.counters().queue_pairs;
   rig.fabric.SetSilent("s0", true);
-  int64_t now_ms = 1000;
-  const auto pass = [&] {
-    for (int i = 0; i < 200; ++i) {
-      rig.fabric.Step();
-      rig.Progress();
-    }
-    rig.engine->CheckStuck(now_ms);
-  };
-  pass();
-  now_ms += options.stall_ms;
-  pass();
-  EXPECT_FALSE(transfer->done()) << "it has failed, but may still be touching memory";
+  Passes passes(rig);
+  passes.For(options.stall_ms + 20);
+  ASSERT_EQ(rig.lanes[0]->state(), Lane::State::kFailed);
+  EXPECT_FALSE(transfer->done()) << "it may still be touching memory";
   EXPECT_EQ(rig.fabric.counters().queue_pairs, pairs);
-  now_ms += options.drain_ms - 1;
-  pass();
-  EXPECT_FALSE(transfer->done());
-  now_ms += 1;
-  pass();
+  passes.For(options.drain_ms + 10);
   EXPECT_EQ(rig.fabric.counters().queue_pairs, pairs - 1);
   rig.RunToEnd(transfer);
   ExpectAllDone(*transfer);

@@ -161,6 +161,7 @@ TEST_F(SessionTest, WhoIsNotThereIsTriedLessAndLessOften) {
   auto client = rig_.Client(1, tenant_, options);
   ASSERT_TRUE(client->Open());
   rig_.service->EndSession(1);
+  while (client->has_lane()) client->Pump();
   const auto start = std::chrono::steady_clock::now();
   rig_.tokens_asked = 0;
   while (std::chrono::steady_clock::now() - start < std::chrono::milliseconds(600)) {
@@ -288,9 +289,9 @@ TEST_F(ServerMoves, NotWithABufferThatIsNotKnown) {
 
 TEST_F(ServerMoves, NotBeyondTheBuffer) {
   ASSERT_TRUE(client_->Announce(2, *keys_, kRemoteRead | kRemoteWrite));
-  EXPECT_EQ(Move({0, 2, (1 << 20) - 100, 0, tenant_.region.data(), 4096,
-                  Transfer::Direction::kRead}),
-            Outcome::kNotThere);
+  EXPECT_EQ(
+      Move({0, 2, (1 << 20) - 100, 0, tenant_.region.data(), 4096, Transfer::Direction::kRead}),
+      Outcome::kNotThere);
 }
 
 TEST_F(ServerMoves, TheEndOfTheSessionEndsThem) {

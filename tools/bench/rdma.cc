@@ -61,7 +61,8 @@ class RdmaRows {
                                      : 5),
         rows_(RdmaRowTable(), options.rows),
         report_(NewReport(options.common, "rdma")),
-        pool_(options.devices, options.exclude, kPoolBytes) {
+        pool_(options.devices, options.exclude, kPoolBytes),
+        one_nic_(pool_.OpenNic(0)) {
     report_.settings["reps"] = reps_;
     Json nics = Json::array();
     for (const rdma::Nic& nic : pool_.nics().nics()) nics.push_back(rdma::Describe(nic));
@@ -84,7 +85,7 @@ class RdmaRows {
   void Throughput(std::string_view id, uint64_t bytes, size_t batch, size_t values) {
     if (!rows_.Wants(id)) return;
     pool_.Fill(bytes, values);
-    PoolReader reader(pool_, ++session_, bytes * batch, 1);
+    PoolReader reader(pool_, *one_nic_, ++session_, bytes * batch);
     RawReader raw(pool_, ++session_, bytes * batch);
     const auto batches = Batches(values, batch, 64);
     for (const auto& numbers : batches) {
@@ -140,7 +141,7 @@ class RdmaRows {
   void Latency() {
     if (!rows_.Wants("latency-4k")) return;
     pool_.Fill(4096, 1024);
-    PoolReader reader(pool_, ++session_, 4096, 1);
+    PoolReader reader(pool_, *one_nic_, ++session_, 4096);
     RawReader raw(pool_, ++session_, 4096);
     const auto batches = Batches(1024, 1, 1024);
     const size_t count = options_.common.quick ? 2000 : 10000;
@@ -166,12 +167,12 @@ class RdmaRows {
     if (!rows_.Wants("two-nics") || pool_.nics().nics().size() < 2) return;
     constexpr uint64_t kBytes = 16 * kMiB;
     pool_.Fill(kBytes, 4);
-    PoolReader one(pool_, ++session_, 4 * kBytes, 1);
-    PoolReader two(pool_, ++session_, 4 * kBytes);
+    PoolReader one(pool_, *one_nic_, ++session_, 4 * kBytes);
+    PoolReader two(pool_, pool_.nics(), ++session_, 4 * kBytes);
     two.WaitForLanes(2);
     const std::vector<uint32_t> numbers = {0, 1, 2, 3};
     const auto per_second = [&](PoolReader& reader) {
-      const int times = options_.common.quick ? 4 : 20;
+      const int times = options_.common.quick ? 1 : 3;
       const Stopwatch watch;
       for (int i = 0; i < times; ++i) reader.Read(numbers);
       return static_cast<double>(4 * kBytes) * times / watch.seconds() / 1e9;
@@ -203,7 +204,7 @@ class RdmaRows {
     if (pool_.nics().nics().size() < 2) throw Failure("--fail-nic needs two NICs");
     constexpr uint64_t kBytes = 4 * kMiB;
     pool_.Fill(kBytes, 4);
-    PoolReader two(pool_, ++session_, kBytes);
+    PoolReader two(pool_, pool_.nics(), ++session_, kBytes);
     two.WaitForLanes(2);
     const std::vector<uint32_t> numbers = {0};
     std::vector<std::pair<uint64_t, uint64_t>> reads;  // begun, ended
@@ -256,6 +257,7 @@ class RdmaRows {
   MeasuredRows rows_;
   Report report_;
   RdmaPool pool_;
+  const std::unique_ptr<rdma::NicSet> one_nic_;
   uint64_t session_ = 0;
 };
 

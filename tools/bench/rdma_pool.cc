@@ -17,7 +17,7 @@ namespace {
 constexpr uint64_t kRegionBytes = 256ull << 20;
 constexpr double kConnectSeconds = 10;
 constexpr size_t kRawDepth = 128;
-constexpr size_t kRawSignalEvery = 16;
+constexpr size_t kRawSignalEvery = 32;
 constexpr int kWaitMs = 1000;
 
 template <typename T>
@@ -59,6 +59,11 @@ std::vector<rdma::RemoteNic> RdmaPool::told() const {
   return result;
 }
 
+std::unique_ptr<rdma::NicSet> RdmaPool::OpenNic(size_t nic) const {
+  return Need(rdma::NicSet::Open(Need(rdma::OpenVerbs()),
+                                 rdma::ParseNicFilter(nics_->nics()[nic].name(), "")));
+}
+
 rdma::EndpointTarget RdmaPool::NewSession(uint64_t session) {
   service_->BeginSession(session, exporter_->memory());
   return {kEpoch, session, service_->port(), told()};
@@ -81,15 +86,16 @@ void RdmaPool::Fill(uint64_t bytes, size_t count) {
 
 // --- what a client does --------------------------------------------------------------------
 
-PoolReader::PoolReader(RdmaPool& pool, uint64_t session, uint64_t buffer_bytes, size_t pairs)
+PoolReader::PoolReader(RdmaPool& pool, rdma::NicSet& nics, uint64_t session, uint64_t buffer_bytes)
     : pool_(pool),
       buffer_(MemoryBlock::Anonymous(buffer_bytes)),
-      domains_(Need(rdma::Domains::Create(pool.nics().devices()))),
+      domains_(Need(rdma::Domains::Create(nics.devices()))),
       cache_(std::make_unique<rdma::BufferCache>(*domains_, buffer_bytes)) {
   rdma::EndpointTarget target = pool.NewSession(session);
-  if (pairs > 0 && pairs < target.nics.size()) target.nics.resize(pairs);
+  // A NIC alone talks to its like.
+  if (nics.nics().size() == 1) target.nics = {pool.told().front()};
   endpoint_ = std::make_unique<rdma::Endpoint>(
-      pool.nics(), *domains_, std::move(target),
+      nics, *domains_, std::move(target),
       [&pool, session]() -> Result<rdma::Token> { return pool.service().IssueToken(session); },
       rdma::EndpointOptions());
   Need(cache_->Declare(buffer_.data(), buffer_bytes));
@@ -112,6 +118,7 @@ void PoolReader::Read(const std::vector<uint32_t>& numbers) {
         extent.slot,         extent.generation};
     to += extent.length;
   }
+  endpoint_->Repair();
   rdma::Transfer transfer(rdma::Transfer::Direction::kRead, std::move(items));
   endpoint_->Run(&transfer, rdma::Endpoint::Clock::now() + std::chrono::seconds(30));
   for (size_t i = 0; i < numbers.size(); ++i) {

@@ -25,6 +25,8 @@ class RdmaPool {
   ~RdmaPool();
 
   rdma::NicSet& nics() { return *nics_; }
+  // One of them alone, for a reader.
+  std::unique_ptr<rdma::NicSet> OpenNic(size_t nic) const;
   rdma::Service& service() { return *service_; }
   std::vector<rdma::RemoteNic> told() const;
   const rdma::TenantMemory& memory() const { return *exporter_->memory(); }
@@ -49,8 +51,8 @@ class RdmaPool {
 // Reads batches of values into one registered buffer, as batch_get_into does.
 class PoolReader {
  public:
-  // `pairs`: how many pairs of NICs are used; 0: all.
-  PoolReader(RdmaPool& pool, uint64_t session, uint64_t buffer_bytes, size_t pairs = 0);
+  // Over these NICs, which must outlive it.
+  PoolReader(RdmaPool& pool, rdma::NicSet& nics, uint64_t session, uint64_t buffer_bytes);
 
   // The values of these numbers, side by side in the buffer.
   void Read(const std::vector<uint32_t>& numbers);
