@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <future>
+#include <utility>
 
 namespace moonpool::rdma {
 
@@ -63,13 +64,15 @@ void Service::Stop() {
   thread_.join();
 }
 
-void Service::Post(std::function<void()> task) {
+bool Service::Post(std::function<void()> task) {
   {
     MutexLock lock(mu_);
+    if (stopped_) return false;
     tasks_.push_back(std::move(task));
   }
   const uint64_t one = 1;
   (void)!write(wake_fd_.get(), &one, sizeof(one));
+  return true;
 }
 
 void Service::RunTasks() {
@@ -114,35 +117,41 @@ void Service::Run() {
       while (const CompletionQueue* const queue = channel->Next()) {
         const auto found = by_queue_.find(queue);
         if (found == by_queue_.end()) continue;
+        awake_.insert(found->second->id);
         for (ServerLane& lane : found->second->lanes) {
           if (&lane.lane->completions() == queue) lane.lane->Armed(false);
         }
       }
     }
     const int64_t now_ms = NowMs();
-    std::vector<uint64_t> ids;
     for (const auto& [id, session] : sessions_) {
-      if (!session->lanes.empty()) ids.push_back(id);
+      if (!session->moving.empty()) awake_.insert(id);
     }
-    for (const uint64_t id : ids) {
-      Session* const session = Find(id);
-      if (session == nullptr) continue;
-      if (!session->moving.empty()) session->engine.CheckStuck(now_ms);
-      while (Serve(session)) {
-      }
-      for (ServerLane& lane : session->lanes) lane.lane->Arm();
-      // What came before that makes no event.
-      while (Serve(session)) {
-      }
-    }
+    for (const uint64_t id : std::exchange(awake_, {})) Drain(id, now_ms);
     FinishWithdrawals(now_ms);
   }
   for (auto& [id, session] : sessions_) Fence(session.get());
-  FinishWithdrawals(INT64_MAX);
   sessions_.clear();
   listener_ = nullptr;
-  // Those who wait for tasks that were posted too late.
+  {
+    MutexLock lock(mu_);
+    stopped_ = true;
+  }
+  // Those who wait find no session.
   RunTasks();
+  FinishWithdrawals(INT64_MAX);
+}
+
+void Service::Drain(uint64_t id, int64_t now_ms) {
+  Session* const session = Find(id);
+  if (session == nullptr) return;
+  if (!session->moving.empty()) session->engine.CheckStuck(now_ms);
+  while (Serve(session)) {
+  }
+  for (ServerLane& lane : session->lanes) lane.lane->Arm();
+  // What came before that makes no event.
+  while (Serve(session)) {
+  }
 }
 
 // True when anything happened.
@@ -177,13 +186,14 @@ Token Service::IssueToken(uint64_t session) {
 
 void Service::EndSession(uint64_t session, std::function<void()> done) {
   tokens_.Revoke(session);
-  Post([this, session, done = std::move(done)] {
+  const bool posted = Post([this, session, done] {
     if (Session* const found = Find(session); found != nullptr) {
       Fence(found);
       sessions_.erase(session);
     }
     if (done) done();
   });
+  if (!posted && done) done();
 }
 
 // --- what clients ask ----------------------------------------------------------------------
@@ -240,13 +250,13 @@ void Service::Withdraw(const std::shared_ptr<TenantMemory>& memory, uint32_t reg
   memory->Hide(region);
   auto finished = std::make_shared<std::promise<void>>();
   std::future<void> future = finished->get_future();
-  Post([this, memory, region, finished] {
+  const bool posted = Post([this, memory, region, finished] {
     withdrawals_.push_back({memory, region, {}, NowMs() + options_.withdraw_ms, [finished] {
                               finished->set_value();
                             }});
     AskToDrop(&withdrawals_.back());
   });
-  future.wait();
+  if (posted) future.wait();
   memory->Remove(region);
 }
 

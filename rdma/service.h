@@ -15,6 +15,7 @@
 #include <string>
 #include <thread>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "protocol/mutex.h"
@@ -77,13 +78,14 @@ class Service {
   void BeginSession(uint64_t session, std::shared_ptr<TenantMemory> memory) EXCLUDES(mu_);
   Token IssueToken(uint64_t session);
   // Fences its queue pairs; nothing is touched through them when `done` is called, on the service's
-  // thread.
+  // thread (or at once, when the service has stopped).
   void EndSession(uint64_t session, std::function<void()> done = {}) EXCLUDES(mu_);
   // Takes a region back: clients are asked to use it no more, it is deregistered, and whoever still
   // reads it gets an error.  Blocks, withdraw_ms at most.  Not on the service's thread.
   void Withdraw(const std::shared_ptr<TenantMemory>& memory, uint32_t region) EXCLUDES(mu_);
 
-  // Moves bytes; `done` is called on the service's thread.  The pool's side must stay until then.
+  // Moves bytes; `done` is called on the service's thread (or at once, when that has stopped).  The
+  // pool's side must stay until then.
   using Done = std::function<void(Outcome outcome, const std::string& error)>;
   void Move(const BufferTransfer& transfer, Done done) EXCLUDES(mu_);
 
@@ -122,8 +124,10 @@ class Service {
   Service(NicSet& nics, ServiceOptions options) : nics_(nics), options_(std::move(options)) {}
   Status Listen();
   void Run();
-  void Post(std::function<void()> task) EXCLUDES(mu_);
+  // False when the service has stopped: nothing of it is left that the task could be about.
+  bool Post(std::function<void()> task) EXCLUDES(mu_);
   void RunTasks() EXCLUDES(mu_);
+  void Drain(uint64_t session, int64_t now_ms);
   void Log(const std::string& text) const {
     if (options_.log) options_.log(text);
   }
@@ -159,6 +163,7 @@ class Service {
   Mutex mu_;
   std::vector<std::function<void()>> tasks_ GUARDED_BY(mu_);
   bool stop_ GUARDED_BY(mu_) = false;
+  bool stopped_ GUARDED_BY(mu_) = false;
 
   // The service's thread alone, from here on.
   UniqueFd wake_fd_;
@@ -169,6 +174,7 @@ class Service {
   std::unordered_map<const CompletionQueue*, Session*> by_queue_;
   std::unordered_map<const Connection*, Session*> by_connection_;
   std::vector<Withdrawal> withdrawals_;
+  std::unordered_set<uint64_t> awake_;  // sessions something happened to
   std::thread thread_;
 };
 

@@ -20,6 +20,7 @@ void Service::HandleConnectionEvents() {
     }
     const auto found = by_connection_.find(event->connection);
     if (found == by_connection_.end()) continue;
+    awake_.insert(found->second->id);
     for (ServerLane& lane : found->second->lanes) {
       if (lane.connection != event->connection) continue;
       if (event->kind == ConnectionEvent::Kind::kDisconnected) {
@@ -80,7 +81,7 @@ void Service::Request(ConnectionEvent event) {
     return;
   }
   entry.lane->Open(accept.limits, entry.remote.get());
-  entry.lane->Arm();
+  awake_.insert(session->id);  // it is armed there, and what came before is taken
   by_queue_[&entry.lane->completions()] = session;
   by_connection_[raw] = session;
   session->engine.AddLane(entry.lane.get());

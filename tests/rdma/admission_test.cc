@@ -43,6 +43,24 @@ class RawClient {
     ADD_FAILURE() << "no answer";
     return {};
   }
+  // What becomes of such a request on the queue pair that was had last.
+  Completion::Status Do(WorkRequest::Kind kind, const ConnectAccept& accept, uint64_t address,
+                        uint32_t key) {
+    lane_->Open(accept.limits, nullptr);
+    std::vector<char> memory(64);
+    const auto keys =
+        *Registration::Create(*rig_.domains, memory.data(), memory.size(), kReadTarget);
+    const Piece piece{reinterpret_cast<uint64_t>(memory.data()), 64, keys->At(0).keys->on[0].local};
+    lane_->Add(kind, std::span(&piece, 1), address, key, false, {this, 0, 64});
+    lane_->Post();
+    std::vector<Lane::End> ends;
+    for (int i = 0; i < 10000 && ends.empty(); ++i) {
+      lane_->Poll(&ends, nullptr);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    EXPECT_EQ(ends.size(), 1u);
+    return ends.empty() ? Completion::Status::kOther : ends[0].status;
+  }
   RejectReason Refused(const std::string& private_data) {
     const ConnectionEvent event = Ask(private_data);
     EXPECT_EQ(event.kind, ConnectionEvent::Kind::kRejected);
@@ -81,6 +99,29 @@ TEST_F(Admission, WithAGoodToken) {
   EXPECT_EQ(accept->epoch, SessionRig::kEpoch);
   EXPECT_EQ(accept->generations_bytes, tenant_.generations.size() * 8);
   EXPECT_EQ(rig_.service->counters().accepted, 1u);
+}
+
+TEST_F(Admission, WhatItOpensCannotBeWritten) {
+  tenant_.Show(4);
+  const TenantMemory::Reach region = *tenant_.memory->Find(4, 0, 0);
+  const auto attempt = [&](WorkRequest::Kind kind, bool generations) {
+    const auto accept = DecodeAccept(raw_.Ask(Encode(Good(7))).private_data);
+    return raw_.Do(kind, *accept, generations ? accept->generations_address : region.address,
+                   generations ? accept->generations_key : region.key);
+  };
+  EXPECT_EQ(attempt(WorkRequest::Kind::kRead, false), Completion::Status::kOk);
+  EXPECT_EQ(attempt(WorkRequest::Kind::kRead, true), Completion::Status::kOk);
+  EXPECT_EQ(attempt(WorkRequest::Kind::kWrite, false), Completion::Status::kRemoteRefused);
+  EXPECT_EQ(attempt(WorkRequest::Kind::kWrite, true), Completion::Status::kRemoteRefused);
+}
+
+TEST_F(Admission, AnotherTenantsMemoryCannotBeRead) {
+  FakeTenant other(*rig_.server_nics);
+  other.Show(9);
+  const TenantMemory::Reach region = *other.memory->Find(9, 0, 0);
+  const auto accept = DecodeAccept(raw_.Ask(Encode(Good(7))).private_data);
+  EXPECT_EQ(raw_.Do(WorkRequest::Kind::kRead, *accept, region.address, region.key),
+            Completion::Status::kRemoteRefused);
 }
 
 TEST_F(Admission, ATokenIsGoodOnce) {

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <optional>
 #include <thread>
 
 #include "rdma/endpoint_cache.h"
@@ -97,6 +98,18 @@ TEST_F(SessionTest, AServiceThatStopsIsNoticed) {
   rig_.service->Stop();
   EXPECT_EQ(rig_.Read(*client, tenant_, kRegion, 4096, 1, &to_), Outcome::kUnreachable);
   EXPECT_EQ(OpenLanes(*client), 0u);
+}
+
+TEST_F(SessionTest, AServiceThatHasStoppedKeepsNobodyWaiting) {
+  rig_.service->Stop();
+  rig_.service->Withdraw(tenant_.memory, kRegion);
+  bool ended = false;
+  rig_.service->EndSession(1, [&] { ended = true; });
+  EXPECT_TRUE(ended);
+  std::optional<Outcome> outcome;
+  rig_.service->Move({1, 2, 0, kRegion, tenant_.region.data(), 10, Transfer::Direction::kRead},
+                     [&](Outcome found, const std::string&) { outcome = found; });
+  EXPECT_EQ(outcome, Outcome::kUnreachable);
 }
 
 // --- NICs that fail ------------------------------------------------------------------------
