@@ -10,10 +10,11 @@ ALLOWED = {
     "protocol": set(),
     "storage": {"protocol"},
     "gpu": {"protocol"},
+    "rdma": {"protocol", "storage"},
     "server": {"protocol", "storage"},
     "client": {"protocol"},
-    "tools": {"protocol", "storage", "client", "gpu"},
-    "tests": {"protocol", "storage", "server", "client", "tools", "gpu"},
+    "tools": {"protocol", "storage", "client", "gpu", "rdma"},
+    "tests": {"protocol", "storage", "server", "client", "tools", "gpu", "rdma"},
 }
 INCLUDE = re.compile(r'^\s*#include "([a-z_]+)/')
 

@@ -1,4 +1,4 @@
-// moonpool-bench replay | compare | pd | embedding | policy | ssd | gpu
+// moonpool-bench replay | compare | pd | embedding | policy | ssd | gpu | rdma
 #include <unistd.h>
 
 #include <cstdio>
@@ -16,6 +16,9 @@
 #include "tools/bench/replay.h"
 #include "tools/bench/trace_families.h"
 #include "tools/bench/ssd.h"
+#ifdef MOONPOOL_HAVE_RDMA
+#include "tools/bench/rdma.h"
+#endif
 
 namespace {
 
@@ -177,6 +180,20 @@ void AddGpu(CLI::App* app, GpuModeOptions* options) {
   app->add_option("--device", options->device, "UUID of the GPU (default: the first)");
 }
 
+#ifdef MOONPOOL_HAVE_RDMA
+void AddRdma(CLI::App* app, RdmaModeOptions* options) {
+  AddOutput(app, &options->common);
+  app->add_option("--devices", options->devices, "only these devices, with commas; * stands for any");
+  app->add_option("--exclude", options->exclude, "not these");
+  app->add_option("--rows", options->rows, "only rows whose id or name matches this expression");
+  app->add_flag("--list", options->list, "list the rows and stop");
+  app->add_option("--reps", options->reps, "repetitions (default: 5; with --quick 3)")
+      ->check(CLI::Range(1, 1000));
+  app->add_option("--fail-nic", options->fail_nic,
+                  "take this network interface down for the row about recovery (needs root)");
+}
+#endif
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -203,6 +220,10 @@ int main(int argc, char** argv) {
   AddSsd(app.add_subcommand("ssd", "the SSD tier and what its disk does without it"), &ssd);
   AddGpu(app.add_subcommand("gpu", "copies to, from and within GPU memory beside raw CUDA calls"),
          &gpu);
+#ifdef MOONPOOL_HAVE_RDMA
+  RdmaModeOptions rdma;
+  AddRdma(app.add_subcommand("rdma", "batched reads beside the device's own READ loop"), &rdma);
+#endif
   CLI11_PARSE(app, argc, argv);
   std::string command_line;
   for (int i = 1; i < argc; ++i) command_line += (i > 1 ? " " : "") + std::string(argv[i]);
@@ -211,6 +232,9 @@ int main(int argc, char** argv) {
         &ssd.common, &gpu.common}) {
     common->command_line = command_line;
   }
+#ifdef MOONPOOL_HAVE_RDMA
+  rdma.common.command_line = command_line;
+#endif
   try {
     if (app.got_subcommand("replay")) return Replay(replay);
     if (app.got_subcommand("compare")) return Compare(compare);
@@ -218,6 +242,9 @@ int main(int argc, char** argv) {
     if (app.got_subcommand("policy")) return ComparePolicies(policy);
     if (app.got_subcommand("ssd")) return Ssd(ssd);
     if (app.got_subcommand("gpu")) return Gpu(gpu);
+#ifdef MOONPOOL_HAVE_RDMA
+    if (app.got_subcommand("rdma")) return Rdma(rdma);
+#endif
     return Embedding(embedding);
   } catch (const std::exception& failure) {
     std::fprintf(stderr, "moonpool-bench: %s\n", failure.what());

@@ -1,0 +1,16 @@
+// Verbs over libibverbs and librdmacm.
+//
+// Threads: any.
+// Errors: kUnavailable where this machine has no RDMA (or this process may not use it); the message
+// says what is missing and how to get it.
+#pragma once
+
+#include <memory>
+
+#include "rdma/verbs.h"
+
+namespace moonpool::rdma {
+
+Result<std::unique_ptr<Verbs>> OpenVerbs();
+
+}  // namespace moonpool::rdma

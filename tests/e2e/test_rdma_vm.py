@@ -1,0 +1,93 @@
+"""RDMA for real: the tests that need devices, inside tools/rdma-vm, all in one boot."""
+import json
+import subprocess
+
+import pytest
+
+from conftest import BUILD, ROOT, sanitized
+
+VM = ROOT / "tools" / "rdma-vm"
+TESTS = BUILD / "tests" / "moonpool-rdma-vm-tests"
+SET_UP = "tools/rdma-vm setup --backend uml"
+
+
+def why_not():
+    """Why the virtual machine cannot run this build; empty when it can."""
+    if not TESTS.exists():
+        return "this build has no RDMA (see MOONPOOL_RDMA)"
+    # A User-Mode Linux process has no address space for sanitizers; emulation is too slow for all of it.
+    if sanitized():
+        return "builds with sanitizers do not run in the User-Mode Linux kernel"
+    if subprocess.run([VM, "ready", "--backend", "uml"], check=False).returncode != 0:
+        return f"the virtual machine is not set up: run {SET_UP}"
+    return ""
+
+
+def run_vm(folder, *command, options=(), seconds=240):
+    return subprocess.run(
+        [VM, "run", "--backend", "uml", "--timeout", str(seconds), *options, folder, "--", *command],
+        capture_output=True, text=True, errors="replace", timeout=seconds + 30)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def vm():
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+
+
+def listed_tests():
+    """Names of the tests in the executable; one when it cannot be asked, which is skipped then."""
+    if why_not():
+        return ["any"]
+    listed = subprocess.run([TESTS, "--gtest_list_tests"], capture_output=True, text=True, check=True)
+    names, suite = [], ""
+    for line in listed.stdout.splitlines():
+        if line.endswith(".") and not line.startswith(" "):
+            suite = line
+        elif line.startswith("  "):
+            names.append(suite + line.split("#")[0].strip())
+    return names
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each test said: one boot for all."""
+    folder = tmp_path_factory.mktemp("vm")
+    # A link that went down leaves its device useless: those come last.
+    script = (f"{TESTS} --gtest_filter=-VmLinkFailure.* --gtest_output=json:first.json;"
+              f"{TESTS} --gtest_filter=VmLinkFailure.* --gtest_output=json:last.json")
+    ran = run_vm(folder, "bash", "-c", script, options=("--nics", "2", "--share", str(BUILD)))
+    cases = {}
+    for name in ("first.json", "last.json"):
+        try:
+            report = json.loads((folder / name).read_text())
+        except (OSError, ValueError):
+            pytest.fail(f"the tests died in the virtual machine ({ran.returncode}):\n"
+                        f"{ran.stdout[-3000:]}\n{ran.stderr[-1000:]}")
+        for suite in report["testsuites"]:
+            for case in suite["testsuite"]:
+                if case.get("result") != "SUPPRESSED":
+                    cases[f"{suite['name']}.{case['name']}"] = case
+    return cases
+
+
+@pytest.mark.parametrize("name", listed_tests())
+def test_in_vm(results, name):
+    case = results[name]
+    if case.get("result") == "SKIPPED":
+        pytest.skip("as it said itself")
+    assert "failures" not in case, "\n".join(f["failure"] for f in case["failures"])
+    assert case["result"] == "COMPLETED"
+
+
+def test_exit_status_and_shared_folder(tmp_path):
+    ran = run_vm(tmp_path, "bash", "-c", "echo written > file; exit 7")
+    assert ran.returncode == 7, ran.stderr
+    assert (tmp_path / "file").read_text() == "written\n"
+
+
+def test_two_devices_that_are_up(tmp_path):
+    ran = run_vm(tmp_path, "bash", "-c", "ibv_devinfo | grep -c PORT_ACTIVE; echo $RDMA_ADDRS",
+                 options=("--nics", "2"))
+    assert ran.stdout.split() == ["2", "10.77.0.1", "10.77.1.1"], ran.stdout + ran.stderr
