@@ -291,8 +291,9 @@ void Service::FinishWithdrawals(int64_t now_ms) {
 // --- bytes moved for clients ---------------------------------------------------------------
 
 void Service::Move(const BufferTransfer& transfer, Done done) {
-  Post(
-      [this, transfer, done = std::move(done)]() mutable { StartMove(transfer, std::move(done)); });
+  if (!Post([this, transfer, done] { StartMove(transfer, done); })) {
+    done(Outcome::kUnreachable, "the service has stopped");
+  }
 }
 
 void Service::StartMove(const BufferTransfer& what, Done done) {
