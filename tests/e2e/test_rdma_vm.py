@@ -8,6 +8,7 @@ from conftest import BUILD, ROOT, sanitized
 
 VM = ROOT / "tools" / "rdma-vm"
 TESTS = BUILD / "tests" / "moonpool-rdma-vm-tests"
+PEER = BUILD / "tests" / "moonpool-rdma-peer"
 SET_UP = "tools/rdma-vm setup --backend uml"
 
 
@@ -91,3 +92,20 @@ def test_two_devices_that_are_up(tmp_path):
     ran = run_vm(tmp_path, "bash", "-c", "ibv_devinfo | grep -c PORT_ACTIVE; echo $RDMA_ADDRS",
                  options=("--nics", "2"))
     assert ran.stdout.split() == ["2", "10.77.0.1", "10.77.1.1"], ran.stdout + ran.stderr
+
+
+def test_two_guests_on_a_wire(tmp_path):
+    # The first serves a value, the second reads it until it has had it once, and says so.
+    script = f"""
+        if [ $RDMA_RANK = 0 ]; then
+            {PEER} serve 1 5 > told & server=$!
+            until [ -e done ]; do sleep 0.05; done
+            kill $server; exit 0
+        fi
+        until [ "$(wc -l < told 2>/dev/null)" = 14 ]; do sleep 0.05; done
+        mapfile -t t < told
+        coproc {PEER} read "${{t[0]}}" 1 5 "${{t[1]}}" "${{t[2]}}" "${{t[@]:9}}"
+        read -r line <&${{COPROC[0]}}; echo "it says: $line"; kill $COPROC_PID; touch done"""
+    ran = run_vm(tmp_path, "bash", "-c", script, options=("--vms", "2", "--share", str(BUILD)))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "[1] it says: reading" in ran.stdout, ran.stdout + ran.stderr

@@ -2,10 +2,12 @@
 //
 //   moonpool-rdma-peer serve EPOCH SESSION      prints its port, eight tokens and where a value is
 //   moonpool-rdma-peer read PORT EPOCH SESSION TOKEN TOKEN REGION OFFSET LENGTH SLOT GENERATION
-//                                               prints "reading" and reads for ever
+//                                               prints "reading" and reads for ever; the server is
+//                                               at $RDMA_PEER_ADDR, else at this host
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <string>
 
 #include "tests/rdma/live_pool.h"
@@ -39,6 +41,10 @@ int Read(char** words) {
   target.epoch = std::stoull(words[1]);
   target.session = std::stoull(words[2]);
   target.nics = Told(*nics);
+  if (const char* const address = std::getenv("RDMA_PEER_ADDR"); address != nullptr) {
+    target.nics.resize(1);
+    target.nics[0].addresses = {address};
+  }
   int next = 3;
   LiveClient client(*nics, target, [&]() -> Result<Token> {
     if (next == 5) return Fail(ErrorCode::kUnavailable, "no token is left");
@@ -57,7 +63,14 @@ int Read(char** words) {
   ClientBuffer buffer(want.length);
   want.to = buffer.data();
   for (bool first = true;; first = false) {
-    if (client.Read({want})[0] != Outcome::kDone) return 1;
+    if (client.Read({want})[0] != Outcome::kDone) {
+      std::printf("%s\n", client.error().c_str());
+      return 1;
+    }
+    if (first && FirstWrong(buffer.data(), want.length, 5)) {
+      std::printf("wrong bytes\n");
+      return 1;
+    }
     if (first) {
       std::printf("reading\n");
       std::fflush(stdout);
