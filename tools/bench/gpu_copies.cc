@@ -133,10 +133,9 @@ void HostRow(GpuComparison& comparison, const std::string& id, uint64_t value_by
   const Values values(&setup, value_bytes, count);
   char* const to = to_device ? setup.target : setup.pool.data();
   char* const from = to_device ? setup.pool.data() : setup.region->data();
-  const auto ours = [&](const gpu::CopyLimits& limits) {
+  const auto ours = [&] {
     return comparison.Rate(
-        values.bytes(),
-        [&](uint64_t round) { comparison.Submit(values.Batch(to, from, round, limits)); },
+        values.bytes(), [&](uint64_t round) { comparison.Submit(values.Batch(to, from, round)); },
         [&] { comparison.Drain(); });
   };
   const auto raw = [&](char* raw_to, const char* raw_from) {
@@ -148,19 +147,13 @@ void HostRow(GpuComparison& comparison, const std::string& id, uint64_t value_by
       id,
       [&] {
         Pair pair;
-        pair.ours = ours({});
+        pair.ours = ours();
         pair.theirs = to_device ? raw(setup.target, setup.raw_pinned)
                                 : raw(setup.raw_pinned, setup.raw_source);
         return pair;
       },
-      // What of the difference is the pool's kind of memory, and what the check's place.
-      [&] {
-        gpu::CopyLimits in_stream;
-        in_stream.checks_beside = std::numeric_limits<uint64_t>::max();
-        return Json{
-            {"other ways",
-             {{"checked in the stream", ours(in_stream)}, {"raw of the pool", raw(to, from)}}}};
-      });
+      // What of the difference is the pool's kind of memory.
+      [&] { return Json{{"other ways", {{"raw of the pool", raw(to, from)}}}}; });
 }
 
 // What the library adds to raw copies that are waited for one by one.
