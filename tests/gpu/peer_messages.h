@@ -2,14 +2,15 @@
 // socket; a file descriptor may come with a message.
 #pragma once
 
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "gpu/memory.h"
+#include "protocol/fd_message.h"
 #include "protocol/unique_fd.h"
 
 namespace moonpool::gpu {
@@ -35,42 +36,14 @@ struct PeerMessage {
 inline constexpr int kPeerSocket = 3;
 
 inline bool SendPeer(int socket, const PeerMessage& message, int fd = -1) {
-  iovec part{const_cast<PeerMessage*>(&message), sizeof(message)};
-  msghdr header{};
-  header.msg_iov = &part;
-  header.msg_iovlen = 1;
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  if (fd >= 0) {
-    header.msg_control = control;
-    header.msg_controllen = sizeof(control);
-    cmsghdr* const rights = CMSG_FIRSTHDR(&header);
-    rights->cmsg_level = SOL_SOCKET;
-    rights->cmsg_type = SCM_RIGHTS;
-    rights->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(rights), &fd, sizeof(int));
-  }
-  return sendmsg(socket, &header, MSG_NOSIGNAL) == static_cast<ssize_t>(sizeof(message));
+  return protocol::SendWithFd(socket, &message, sizeof(message), fd);
 }
 
 // False at the end of the other side.
 inline bool ReceivePeer(int socket, PeerMessage* message, UniqueFd* fd) {
-  iovec part{message, sizeof(*message)};
-  msghdr header{};
-  header.msg_iov = &part;
-  header.msg_iovlen = 1;
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  header.msg_control = control;
-  header.msg_controllen = sizeof(control);
-  if (recvmsg(socket, &header, MSG_CMSG_CLOEXEC) != static_cast<ssize_t>(sizeof(*message))) {
-    return false;
-  }
-  const cmsghdr* const rights = CMSG_FIRSTHDR(&header);
-  if (rights != nullptr && rights->cmsg_type == SCM_RIGHTS) {
-    int received = -1;
-    std::memcpy(&received, CMSG_DATA(rights), sizeof(int));
-    fd->Reset(received);
-  }
-  return true;
+  protocol::FdMessage received = protocol::ReceiveWithFd(socket, message, sizeof(*message));
+  *fd = std::move(received.fd);
+  return received.bytes == static_cast<ssize_t>(sizeof(*message));
 }
 
 // The bytes that belong to a seed (SplitMix64).

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <utility>
 
+#include "protocol/fd_message.h"
 #include "tools/bench/failure.h"
 #include "tools/bench/pattern.h"
 
@@ -31,41 +32,13 @@ struct OwnerMessage {
 };
 
 bool Send(int socket, const OwnerMessage& message, int fd) {
-  iovec part{const_cast<OwnerMessage*>(&message), sizeof(message)};
-  msghdr header{};
-  header.msg_iov = &part;
-  header.msg_iovlen = 1;
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  if (fd >= 0) {
-    header.msg_control = control;
-    header.msg_controllen = sizeof(control);
-    cmsghdr* const rights = CMSG_FIRSTHDR(&header);
-    rights->cmsg_level = SOL_SOCKET;
-    rights->cmsg_type = SCM_RIGHTS;
-    rights->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(rights), &fd, sizeof(int));
-  }
-  return sendmsg(socket, &header, MSG_NOSIGNAL) == static_cast<ssize_t>(sizeof(message));
+  return protocol::SendWithFd(socket, &message, sizeof(message), fd);
 }
 
 bool Receive(int socket, OwnerMessage* message, UniqueFd* fd) {
-  iovec part{message, sizeof(*message)};
-  msghdr header{};
-  header.msg_iov = &part;
-  header.msg_iovlen = 1;
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  header.msg_control = control;
-  header.msg_controllen = sizeof(control);
-  if (recvmsg(socket, &header, MSG_CMSG_CLOEXEC) != static_cast<ssize_t>(sizeof(*message))) {
-    return false;
-  }
-  const cmsghdr* const rights = CMSG_FIRSTHDR(&header);
-  if (rights != nullptr && rights->cmsg_type == SCM_RIGHTS) {
-    int received = -1;
-    std::memcpy(&received, CMSG_DATA(rights), sizeof(int));
-    fd->Reset(received);
-  }
-  return true;
+  protocol::FdMessage received = protocol::ReceiveWithFd(socket, message, sizeof(*message));
+  *fd = std::move(received.fd);
+  return received.bytes == static_cast<ssize_t>(sizeof(*message));
 }
 
 // The forked process: gives regions away until the socket ends.
