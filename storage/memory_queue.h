@@ -25,7 +25,7 @@ class MemoryQueue {
   // and for `bytes` came free, or `until_ms` (Unix) has passed.  `again`: it tried in vain, and
   // keeps its place at the head.
   void Wait(uint64_t bytes, int64_t until_ms, bool again, std::function<void()> call);
-  // Memory came free.
+  // Memory came free.  The first gets its turn once as much came as it wants, or a good part of that.
   void Freed(uint64_t bytes);
   // Now and then: calls the first, in case memory came free unseen, and those whose time is over.
   void Tick(int64_t now_ms);
@@ -42,6 +42,7 @@ class MemoryQueue {
 
   Mutex mu_;
   std::deque<Waiting> waiting_ GUARDED_BY(mu_);
+  uint64_t came_ GUARDED_BY(mu_) = 0;  // bytes, for the first
   std::atomic<size_t> size_{0};
 };
 

@@ -170,11 +170,9 @@ void SsdTier::Write() {
         down_.pop_front();
       }
     }
-    if (down.value) {
-      WriteOne(down);
-      down.value.Reset();
-    }
-    if (!down.value || ++written % kWritesPerCollection == 0) store_->CollectGarbage();
+    const bool idle = !down.value;
+    if (!idle) WriteOne(down);
+    if (idle || ++written % kWritesPerCollection == 0) store_->CollectGarbage();
     MutexLock lock(mu_);
     writing_ = false;
     if (down_.empty()) idle_.NotifyAll();

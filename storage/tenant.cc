@@ -223,7 +223,14 @@ Result<WriteHandle> Tenant::ReserveWith(SessionId session, uint64_t length, int6
   }
   if (scattered()) retire(session);
   const uint64_t most = std::max(length * kEvictionFactor, kEvictionFloor);
+  // Who waits for a value to go down will soon write more: others go with it, so that the disk has
+  // more to do at a time than that one.
   const auto busy = [&] {
+    const double ahead =
+        evict_ratio_.load(std::memory_order_relaxed) * static_cast<double>(budget_.limit());
+    for (int i = 0; taker == Taker::kWrite && i < kEvictionsPerSlice; ++i) {
+      if (static_cast<double>(coming_bytes()) >= ahead || EvictOneBulk(now_ms) == 0) break;
+    }
     return Fail(ErrorCode::kBusy, handle.error().message + " yet: memory is being emptied");
   };
   for (uint64_t evicted = 0; evicted < most;) {

@@ -22,7 +22,9 @@ class MemoryQueueTest : public testing::Test {
 TEST_F(MemoryQueueTest, FirstComeFirstServed) {
   for (const char name : {'a', 'b', 'c'}) Wait(name, 100, 1000);
   EXPECT_EQ(queue_.size(), 3u);
-  queue_.Freed(1);  // less than it wants: it looks for itself
+  queue_.Freed(60);  // less than it wants
+  EXPECT_EQ(called_, "");
+  queue_.Freed(40);
   EXPECT_EQ(called_, "a");
   queue_.Freed(100);
   EXPECT_EQ(called_, "ab");
@@ -40,13 +42,26 @@ TEST_F(MemoryQueueTest, AsManyAsThereIsMemoryFor) {
   queue_.Freed(200);
   EXPECT_EQ(called_, "ab");
   queue_.Freed(150);
+  EXPECT_EQ(called_, "abc");
+  queue_.Freed(50);
   EXPECT_EQ(called_, "abcd");
+}
+
+TEST_F(MemoryQueueTest, WhoWantsMuchLooksWhenAGoodPartCame) {
+  Wait('a', 1 << 20, 1000);
+  for (int i = 0; i < 63; ++i) queue_.Freed(4096);
+  EXPECT_EQ(called_, "");
+  queue_.Freed(4096);
+  EXPECT_EQ(called_, "a");
+  Wait('b', 1 << 20, 1000);  // nobody waited: what came before is not for it
+  queue_.Freed(4096);
+  EXPECT_EQ(called_, "a");
 }
 
 TEST_F(MemoryQueueTest, WhoTriedInVainKeepsTheHead) {
   Wait('a', 100, 1000);
   Wait('b', 100, 1000);
-  queue_.Freed(10);
+  queue_.Freed(100);
   Wait('A', 100, 1000, true);
   queue_.Freed(100);
   EXPECT_EQ(called_, "aA");
