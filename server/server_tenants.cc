@@ -6,6 +6,7 @@
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "server/log.h"
@@ -103,6 +104,9 @@ Status Server::OpenSsd() {
   options.queue_bytes = bytes(Key::kSsdQueue);
   options.wait_ms = config_.number(Key::kMemoryWait);
   options.readers = static_cast<int>(config_.number(Key::kSsdReaders));
+  if (options.readers == 0) {
+    options.readers = 4 + static_cast<int>(std::thread::hardware_concurrency());
+  }
   options.least_value_bytes = config_.number(Key::kSsdMinValue);
   options.write_through = config_.number(Key::kSsdWritePolicy) == 1;
   const auto start = std::chrono::steady_clock::now();

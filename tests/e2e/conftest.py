@@ -25,11 +25,21 @@ def pytest_report_header():
     return f"build under test: {BUILD}"
 
 
+def cached(option):
+    """What the build was configured with."""
+    for line in (BUILD / "CMakeCache.txt").read_text().splitlines():
+        if line.startswith(option + ":"):
+            return line.split("=", 1)[1]
+    return ""
+
+
 def sanitized():
     """The build has sanitizers: five to ten times slower, and memory costs several times more."""
-    cache = (BUILD / "CMakeCache.txt").read_text()
-    return any(line.startswith("MOONPOOL_SANITIZE") and not line.endswith("=")
-               for line in cache.splitlines())
+    return cached("MOONPOOL_SANITIZE") != ""
+
+
+needs_tools = pytest.mark.skipif(cached("MOONPOOL_TOOLS") == "OFF",
+                                 reason="this build has no tools (MOONPOOL_TOOLS)")
 
 
 def free_port():

@@ -5,8 +5,9 @@ import subprocess
 
 import pytest
 
-from conftest import BUILD, DEADLINE_S
+from conftest import BUILD, DEADLINE_S, needs_tools
 
+pytestmark = needs_tools
 BENCH = BUILD / "tools" / "moonpool-bench"
 
 

@@ -2,8 +2,9 @@
 import json
 import subprocess
 
-from conftest import BUILD, DEADLINE_S
+from conftest import BUILD, DEADLINE_S, needs_tools
 
+pytestmark = needs_tools
 BENCH = BUILD / "tools" / "moonpool-bench"
 POLICIES = ["allkeys-lru", "allkeys-lfu", "allkeys-s3fifo", "allkeys-prefix", "allkeys-random"]
 OPTIMUM = "optimum (Belady)"
