@@ -75,6 +75,9 @@ Result<std::shared_ptr<VerbsShared>> VerbsTransport::OpenLibrary() {
   auto nics = rdma::NicSet::Open(
       std::move(*verbs), rdma::ParseNicFilter(options_.rdma_devices, options_.rdma_exclude));
   if (!nics) return tl::unexpected<Error>(std::move(nics.error()));
+  for (const auto& device : (*nics)->devices()) {
+    if (device->command_fd() >= 0) CloseInChildren(device->command_fd());
+  }
   auto domains = rdma::Domains::Create((*nics)->devices());
   if (!domains) return tl::unexpected<Error>(std::move(domains.error()));
   return std::make_shared<VerbsShared>(std::move(*nics), std::move(*domains), options_);
