@@ -1,9 +1,6 @@
 #include "client/channel.h"
 
-#include <unistd.h>
-
-#include <cstdio>
-#include <fstream>
+#include <algorithm>
 
 #include "client/errors.h"
 
@@ -11,21 +8,17 @@ namespace moonpool::client {
 
 namespace {
 
-// As the server builds its own: one boot of one kernel, one network namespace.
-std::string HostId() {
-  std::ifstream file("/proc/sys/kernel/random/boot_id");
-  std::string boot;
-  std::getline(file, boot);
-  char net[64] = "net:[0]";
-  const ssize_t n = readlink("/proc/self/ns/net", net, sizeof(net) - 1);
-  if (n > 0) net[n] = '\0';
-  return boot + "/" + net;
-}
+Status NoShm(const Status& why) { return {why.code, "no shared memory: " + why.message}; }
+Status NoRdma(const Status& why) { return {why.code, "no RDMA: " + why.message}; }
 
 }  // namespace
 
-Status Channel::Open(const Endpoint& endpoint, const Options& options,
-                     std::shared_ptr<NodeMemory>* memory, std::unique_ptr<Channel>* channel) {
+Status Channel::Open(const Endpoint& endpoint, const Options& options, Common* common,
+                     std::unique_ptr<Channel>* channel) {
+  using enum Options::TransportChoice;
+  if (options.transport == kRdma) {
+    if (Status opened = common->rdma->OpenDevices(); !opened.ok()) return NoRdma(opened);
+  }
   std::unique_ptr<Channel> opened(new Channel());
   if (!opened->stream_.Connect(endpoint, options)) return opened->stream_.failure();
   RespStream& stream = opened->stream_;
@@ -37,7 +30,7 @@ Status Channel::Open(const Endpoint& endpoint, const Options& options,
     if (!stream.Flush() || !stream.Next(&reply)) return stream.failure();
     if (reply.is_error()) return FromErrorReply(reply.text);
   }
-  if (Status hello = opened->Hello(endpoint, options, memory); !hello.ok()) return hello;
+  if (Status hello = opened->Hello(options, common); !hello.ok()) return hello;
   *channel = std::move(opened);
   return {};
 }
@@ -46,90 +39,81 @@ Channel::~Channel() {
   if (attachment_ != nullptr) attachment_->Abandon(*memory_);
 }
 
-Status Channel::Hello(const Endpoint&, const Options& options,
-                      std::shared_ptr<NodeMemory>* memory) {
-  const bool want_shm = options.transport != Options::TransportChoice::kTcp;
-  stream_.Begin(want_shm ? 8 : 5);
-  stream_.Word("KV.HELLO");
-  stream_.Word("1");
-  stream_.Word("TRANSPORTS");
-  stream_.Word(want_shm ? "2" : "1");
-  if (want_shm) stream_.Word("shm");
-  stream_.Word("tcp");
-  if (want_shm) {
-    stream_.Word("HOST");
-    stream_.Word(HostId());
-  }
+Status Channel::Hello(const Options& options, Common* common) {
+  using enum Options::TransportChoice;
+  const bool want_shm =
+      options.transport == kShm || (options.transport == kAuto && common->try_shm);
+  const bool want_rdma = options.transport == kRdma ||
+                         (options.transport == kAuto && common->rdma->MayTry());
+  WordsOfHello(stream_, want_shm, want_rdma);
   ReplyHeader reply;
   if (!stream_.Flush() || !stream_.Next(&reply)) return stream_.failure();
   if (reply.is_error()) {
     // A server that is plain Redis can still be used, value by value.
-    if (reply.text.starts_with("ERR unknown command")) {
-      plain_ = true;
-      attach_error_ = "the server does not know KV.HELLO";
-      if (options.transport != Options::TransportChoice::kShm) return {};
-      return {Code::kUnavailable, "no shared memory: " + attach_error_};
-    }
-    return FromErrorReply(reply.text);
+    if (!reply.text.starts_with("ERR unknown command")) return FromErrorReply(reply.text);
+    plain_ = true;
+    const Status plain{Code::kUnavailable, "the server does not know KV.HELLO"};
+    if (options.transport == kShm) return NoShm(plain);
+    if (options.transport == kRdma) return NoRdma(plain);
+    return {};
   }
-  if (reply.elements() < 0 || reply.elements() % 2 != 0) {
-    stream_.Unexpected("KV.HELLO");
-    return stream_.failure();
+  HelloAnswer answer;
+  if (!ReadHello(stream_, reply, &answer)) return stream_.failure();
+  limits_ = answer.limits;
+  attach_failed_ = options.transport == kAuto;
+  if (want_shm) {
+    const Status attached = AttachTo(answer, options, common);
+    attach_failed_ = !attached.ok();
+    if (attached.ok()) return {};
+    if (options.transport == kShm) return NoShm(attached);
   }
-  std::string name, text, attach, token, transport;
-  uint64_t epoch = 0;
-  for (int64_t i = 0; i < reply.elements(); i += 2) {
-    if (!stream_.ReadText(&name)) return stream_.failure();
-    ReplyHeader value;
-    if (!stream_.Next(&value)) return stream_.failure();
-    if (name == "epoch" && value.type == ':') {
-      epoch = static_cast<uint64_t>(value.value);
-    } else if (name == "limits" && value.elements() > 0) {
-      for (int64_t j = 0; j < value.elements(); j += 2) {
-        ReplyHeader limit;
-        if (!stream_.ReadText(&text) || !stream_.Next(&limit)) return stream_.failure();
-        if (limit.type != ':') {
-          if (!stream_.Skip(limit)) return stream_.failure();
-        } else if (text == "bulk-threshold") {
-          limits_.bulk_threshold = static_cast<uint64_t>(limit.value);
-        } else if (text == "max-batch-keys" && limit.value > 0) {
-          limits_.max_batch_keys = static_cast<size_t>(limit.value);
-        }
-      }
-    } else if (name == "transports" && value.elements() > 0) {
-      for (int64_t t = 0; t < value.elements(); ++t) {
-        ReplyHeader entry;
-        if (!stream_.Next(&entry)) return stream_.failure();
-        transport.clear();
-        for (int64_t j = 0; j < entry.elements(); j += 2) {
-          std::string field, content;
-          if (!stream_.ReadText(&field) || !stream_.ReadText(&content)) return stream_.failure();
-          if (field == "name") transport = content;
-          if (transport == "shm" && field == "attach") attach = content;
-          if (transport == "shm" && field == "token") token = content;
-        }
-      }
-    } else if (!stream_.Skip(value)) {
-      return stream_.failure();
-    }
+  rdma_failed_ = options.transport == kAuto && !want_rdma && !common->rdma->error().empty();
+  if (want_rdma) {
+    const Status connected = ConnectQueuePairs(answer, options, common);
+    if (options.transport == kRdma && !connected.ok()) return NoRdma(connected);
+    rdma_failed_ = !connected.ok() && answer.rdma.has_value();
   }
-  if (!want_shm) return {};
-  if (attach.empty()) {
-    attach_error_ = "the server offers none (another host, or shm is off)";
-  } else {
-    auto attached = Attachment::Connect(attach, token, options.connect_timeout_ms);
-    if (attached) {
-      attachment_ = std::move(*attached);
-      if (*memory == nullptr || (*memory)->epoch() != epoch) {
-        *memory = std::make_shared<NodeMemory>(epoch, attachment_->generations());
-      }
-      memory_ = *memory;
-      return {};
-    }
-    attach_error_ = attached.error().message;
+  // On another host shared memory is nothing to be missed.
+  if (rdma_ != nullptr && answer.attach.empty()) attach_failed_ = false;
+  return stream_.failure();
+}
+
+Status Channel::AttachTo(const HelloAnswer& answer, const Options& options, Common* common) {
+  if (answer.attach.empty()) {
+    return {Code::kUnavailable, "the server offers none (another host, or shm is off)"};
   }
-  if (options.transport != Options::TransportChoice::kShm) return {};
-  return {Code::kUnavailable, "no shared memory: " + attach_error_};
+  auto attached = Attachment::Connect(answer.attach, answer.token, options.connect_timeout_ms);
+  if (!attached) return FromError(attached.error());
+  attachment_ = std::move(*attached);
+  if (common->memory == nullptr || common->memory->epoch() != answer.epoch) {
+    common->memory = std::make_shared<NodeMemory>(answer.epoch, attachment_->generations());
+  }
+  memory_ = common->memory;
+  return {};
+}
+
+Status Channel::ConnectQueuePairs(const HelloAnswer& answer, const Options&, Common* common) {
+  if (!answer.rdma) {
+    return {Code::kUnavailable,
+            "the server offers none (built without it, without a NIC, or switched off: its log and "
+            "INFO rdma say which)"};
+  }
+  return common->rdma->Open(
+      *answer.rdma, [this](std::string* token) { return NewToken(token); }, &rdma_);
+}
+
+Status Channel::NewToken(std::string* token) {
+  stream_.Begin(1);
+  stream_.Word("KV.TOKEN");
+  ReplyHeader reply;
+  if (!stream_.Flush() || !stream_.Next(&reply)) return stream_.failure();
+  if (reply.is_error()) return FromErrorReply(reply.text);
+  if (reply.elements() != 1) {
+    stream_.Unexpected("KV.TOKEN");
+  } else if (stream_.ReadText(token)) {
+    return {};
+  }
+  return stream_.failure();
 }
 
 bool Channel::ReadDescriptor(protocol::Descriptor* descriptor) {

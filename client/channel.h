@@ -1,4 +1,5 @@
-// One connection to the server: RESP, its KV session, and its attachment to shared memory.
+// One connection to the server: RESP, its KV session, and its attachment to shared memory or its
+// queue pairs.
 //
 // Threads: the calls on the stream by one thread at a time (the one that borrowed the channel);
 // QueueRelease, session_alive and Pump by any.
@@ -14,7 +15,9 @@
 
 #include "client/attachment.h"
 #include "client/endpoint.h"
+#include "client/hello.h"
 #include "client/node_memory.h"
+#include "client/rdma_transport.h"
 #include "client/resp_stream.h"
 #include "protocol/descriptor.h"
 
@@ -22,17 +25,19 @@ namespace moonpool::client {
 
 using Clock = std::chrono::steady_clock;
 
-struct ServerLimits {
-  uint64_t bulk_threshold = 64 * 1024;
-  size_t max_batch_keys = 65536;
-};
-
 class Channel : public std::enable_shared_from_this<Channel> {
  public:
-  // Connects, authenticates, says KV.HELLO and attaches if shared memory is wanted and possible.
-  // `memory` is the client's: replaced when the server turns out to be of another epoch.
-  static Status Open(const Endpoint& endpoint, const Options& options,
-                     std::shared_ptr<NodeMemory>* memory, std::unique_ptr<Channel>* channel);
+  // What of a client its channels share.
+  struct Common {
+    // Replaced when the server turns out to be of another epoch.
+    std::shared_ptr<NodeMemory> memory;
+    std::shared_ptr<RdmaTransport> rdma;
+    bool try_shm = true;  // it has not failed lately
+  };
+  // Connects, authenticates, says KV.HELLO, and attaches to shared memory or else connects queue
+  // pairs, as far as they are wanted and possible.
+  static Status Open(const Endpoint& endpoint, const Options& options, Common* common,
+                     std::unique_ptr<Channel>* channel);
   ~Channel();
 
   RespStream& stream() { return stream_; }
@@ -40,8 +45,12 @@ class Channel : public std::enable_shared_from_this<Channel> {
   // Null without shared memory.
   const std::shared_ptr<NodeMemory>& memory() const { return memory_; }
   bool shm() const { return attachment_ != nullptr && attachment_->attached(); }
-  // Why there is no shared memory although the caller wanted it.
-  const std::string& attach_error() const { return attach_error_; }
+  // There is no shared memory although the caller wanted it.
+  bool attach_failed() const { return attach_failed_; }
+  // Null without RDMA.
+  RdmaSession* rdma() const { return rdma_.get(); }
+  // It was wanted and could not be had, or was not tried for an earlier failure.
+  bool rdma_failed() const { return rdma_failed_; }
   // The server speaks RESP only: no KV.* commands.
   bool plain() const { return plain_; }
   bool usable() const { return !stream_.broken(); }
@@ -70,15 +79,19 @@ class Channel : public std::enable_shared_from_this<Channel> {
 
  private:
   Channel() = default;
-  Status Hello(const Endpoint& endpoint, const Options& options,
-               std::shared_ptr<NodeMemory>* memory);
+  Status Hello(const Options& options, Common* common);
+  Status AttachTo(const HelloAnswer& answer, const Options& options, Common* common);
+  Status ConnectQueuePairs(const HelloAnswer& answer, const Options& options, Common* common);
+  Status NewToken(std::string* token);
 
   RespStream stream_;
   ServerLimits limits_;
   bool plain_ = false;
   std::unique_ptr<Attachment> attachment_;
   std::shared_ptr<NodeMemory> memory_;
-  std::string attach_error_;
+  bool attach_failed_ = false;
+  std::unique_ptr<RdmaSession> rdma_;
+  bool rdma_failed_ = false;
 
   std::atomic<bool> has_releases_{false};
   Mutex releases_mu_;

@@ -1,6 +1,5 @@
 #include "client/client_impl.h"
 
-#include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -19,10 +18,6 @@ namespace moonpool::client {
 
 namespace {
 
-// Shared memory that could not be attached is tried again after these.
-constexpr std::chrono::milliseconds kFirstAttachPause{500};
-constexpr std::chrono::milliseconds kLongestAttachPause{60000};
-constexpr int kHousekeepingMs = 100;
 // Commands sent before their replies are read.
 constexpr size_t kPipeline = 512;
 
@@ -51,7 +46,8 @@ ClientImpl::ClientImpl(Endpoint endpoint, Options options)
     : endpoint_(std::move(endpoint)),
       options_(std::move(options)),
       forks_(ForkCount()),
-      copier_(options_.copy_threads > 0 ? options_.copy_threads : DefaultCopyThreads()) {}
+      copier_(options_.copy_threads > 0 ? options_.copy_threads : DefaultCopyThreads()),
+      rdma_(NewRdmaTransport(options_)) {}
 
 ClientImpl::~ClientImpl() {
   {
@@ -79,139 +75,6 @@ Status ClientImpl::Start() {
     housekeeper_ = std::thread([this] { Housekeep(); });
   }
   return {};
-}
-
-// --- channels ----------------------------------------------------------------------------------
-
-ClientImpl::Borrowed ClientImpl::Borrow(Status* status) {
-  std::shared_ptr<NodeMemory> memory;
-  Options options = options_;
-  const auto deadline = Clock::now() + std::chrono::milliseconds(options_.timeout_ms);
-  {
-    MutexLock lock(mu_);
-    for (;;) {
-      if (!idle_.empty()) {
-        std::shared_ptr<Channel> channel = std::move(idle_.back());
-        idle_.pop_back();
-        // Without shared memory only because of a failure: try again now and then.
-        const bool retry = !channel->shm() && !channel->plain() &&
-                           options_.transport == Options::TransportChoice::kAuto &&
-                           !channel->attach_error().empty() && attach_pause_.count() > 0 &&
-                           Clock::now() >= attach_after_;
-        if (!retry) return Borrowed(this, std::move(channel));
-        --open_;
-        break;
-      }
-      if (open_ < options_.connections) break;
-      const auto left = deadline - Clock::now();
-      if (left <= Clock::duration::zero() || !channel_free_.WaitFor(mu_, left)) {
-        *status = {Code::kTimeout, "every connection stayed in use; raise connections"};
-        return Borrowed(this, nullptr);
-      }
-    }
-    ++open_;
-    memory = memory_;
-    if (options.transport == Options::TransportChoice::kAuto && attach_pause_.count() > 0 &&
-        Clock::now() < attach_after_) {
-      options.transport = Options::TransportChoice::kTcp;
-    }
-  }
-  std::unique_ptr<Channel> opened;
-  *status = Channel::Open(endpoint_, options, &memory, &opened);
-  MutexLock lock(mu_);
-  if (!status->ok()) {
-    --open_;
-    channel_free_.NotifyOne();
-    return Borrowed(this, nullptr);
-  }
-  std::shared_ptr<Channel> channel(std::move(opened));
-  all_.push_back(channel);
-  if (channel->shm()) {
-    memory_ = memory;
-    attach_pause_ = std::chrono::milliseconds(0);
-    using_shm_ = true;
-  } else if (options.transport == Options::TransportChoice::kAuto && !channel->plain()) {
-    counters_.attach_failures.fetch_add(1, std::memory_order_relaxed);
-    attach_pause_ = std::clamp(attach_pause_ * 2, kFirstAttachPause, kLongestAttachPause);
-    attach_after_ = Clock::now() + attach_pause_;
-    using_shm_ = false;
-  }
-  return Borrowed(this, std::move(channel));
-}
-
-void ClientImpl::GiveBack(std::shared_ptr<Channel> channel) {
-  const bool usable = channel->usable();
-  {
-    MutexLock lock(mu_);
-    if (usable) {
-      idle_.push_back(std::move(channel));
-    } else {
-      --open_;
-      std::erase_if(all_, [](const std::weak_ptr<Channel>& c) { return c.expired(); });
-    }
-  }
-  channel_free_.NotifyOne();
-}
-
-Status ClientImpl::WithChannel(const std::function<bool(Channel&)>& work) {
-  Status status;
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    if (attempt > 0) {
-      counters_.reconnects.fetch_add(1, std::memory_order_relaxed);
-      // The others are most likely of the same dead server.
-      std::vector<std::shared_ptr<Channel>> stale;
-      MutexLock lock(mu_);
-      open_ -= static_cast<int>(idle_.size());
-      stale.swap(idle_);
-    }
-    const Borrowed channel = Borrow(&status);
-    if (!channel) return status;
-    if (channel->has_releases()) channel->BeginReleases();
-    if (work(*channel)) return {};
-    status = channel->stream().failure();
-    // A server that answers too slowly is not cured by asking it again.
-    if (status.code != Code::kUnavailable) return status;
-  }
-  return status;
-}
-
-void ClientImpl::Housekeep() {
-  std::vector<pollfd> polls;
-  std::vector<std::shared_ptr<Channel>> channels;
-  for (;;) {
-    channels.clear();
-    polls.assign(1, {wake_fd_.get(), POLLIN, 0});
-    {
-      MutexLock lock(mu_);
-      if (stop_) return;
-      for (const auto& weak : all_) {
-        std::shared_ptr<Channel> channel = weak.lock();
-        if (channel == nullptr || !channel->shm()) continue;
-        polls.push_back({channel->attach_fd(), POLLIN, 0});
-        channels.push_back(std::move(channel));
-      }
-    }
-    poll(polls.data(), polls.size(), kHousekeepingMs);
-    for (size_t i = 0; i < channels.size(); ++i) {
-      if (polls[i + 1].revents != 0) channels[i]->Pump();
-    }
-    channels.clear();
-    // What readers are done with must not wait for the next call.
-    for (;;) {
-      std::shared_ptr<Channel> owing;
-      {
-        MutexLock lock(mu_);
-        const auto found = std::find_if(idle_.begin(), idle_.end(),
-                                        [](const auto& channel) { return channel->has_releases(); });
-        if (found == idle_.end()) break;
-        owing = std::move(*found);
-        idle_.erase(found);
-      }
-      owing->BeginReleases();
-      owing->stream().Flush();
-      GiveBack(std::move(owing));
-    }
-  }
 }
 
 // --- simple commands ---------------------------------------------------------------------------
@@ -355,6 +218,7 @@ Status ClientImpl::RegisterBuffer(void* data, size_t size) {
     }
     registered_.push_back({data, size});
   }
+  rdma_->Declare(data, size);
   // Whole pages inside the buffer; the kernel faults them in without changing a byte.  Kernels
   // before 5.14 cannot, and then the first transfer does it.
   const uintptr_t first = (begin + 4095) & ~uintptr_t{4095};
@@ -367,10 +231,19 @@ Status ClientImpl::RegisterBuffer(void* data, size_t size) {
 }
 
 Status ClientImpl::UnregisterBuffer(void* data) {
+  Buffer found;
+  {
+    MutexLock lock(mu_);
+    for (const Buffer& buffer : registered_) {
+      if (buffer.data == data) found = buffer;
+    }
+  }
+  if (found.data == nullptr) return {Code::kInvalidArgument, "the buffer is not registered"};
+  // Servers know it by their sessions.
+  VisitQueuePairs([&](RdmaSession& rdma) { rdma.Forget(found.data, found.size); });
+  rdma_->Withdraw(data);
   MutexLock lock(mu_);
-  const size_t removed =
-      std::erase_if(registered_, [data](const Buffer& buffer) { return buffer.data == data; });
-  if (removed == 0) return {Code::kInvalidArgument, "the buffer is not registered"};
+  std::erase_if(registered_, [data](const Buffer& buffer) { return buffer.data == data; });
   return {};
 }
 
@@ -385,20 +258,23 @@ Stats ClientImpl::stats() const {
   };
   Stats stats;
   stats.shm = per_transport(Transport::kShm);
+  stats.rdma = per_transport(Transport::kRdma);
   stats.tcp = per_transport(Transport::kTcp);
   stats.inline_values = get(counters_.inline_values);
   stats.fallbacks = get(counters_.fallbacks);
   stats.generation_retries = get(counters_.generation_retries);
   stats.reconnects = get(counters_.reconnects);
   stats.attach_failures = get(counters_.attach_failures);
+  stats.rdma_failures = get(counters_.rdma_failures);
+  stats.rdma_registered_bytes = rdma_->registered_bytes();
+  stats.rdma_staged_values = get(counters_.rdma_staged_values);
+  stats.rdma_error = rdma_->error();
   stats.views = get(counters_.views);
   stats.view_copies = get(counters_.view_copies);
   stats.gathered_calls = get(counters_.gathered_calls);
   return stats;
 }
 
-Transport ClientImpl::transport() const {
-  return using_shm_.load(std::memory_order_relaxed) ? Transport::kShm : Transport::kTcp;
-}
+Transport ClientImpl::transport() const { return in_use_.load(std::memory_order_relaxed); }
 
 }  // namespace moonpool::client

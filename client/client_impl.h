@@ -44,18 +44,30 @@ struct Source {
 };
 
 struct Counters {
-  std::atomic<uint64_t> values_read[3] = {};  // by Transport
-  std::atomic<uint64_t> values_written[3] = {};
-  std::atomic<uint64_t> bytes_read[3] = {};
-  std::atomic<uint64_t> bytes_written[3] = {};
+  std::atomic<uint64_t> values_read[4] = {};  // by Transport
+  std::atomic<uint64_t> values_written[4] = {};
+  std::atomic<uint64_t> bytes_read[4] = {};
+  std::atomic<uint64_t> bytes_written[4] = {};
   std::atomic<uint64_t> inline_values{0};
   std::atomic<uint64_t> fallbacks{0};
   std::atomic<uint64_t> generation_retries{0};
   std::atomic<uint64_t> reconnects{0};
   std::atomic<uint64_t> attach_failures{0};
+  std::atomic<uint64_t> rdma_failures{0};
+  std::atomic<uint64_t> rdma_staged_values{0};
   std::atomic<uint64_t> views{0};
   std::atomic<uint64_t> view_copies{0};
   std::atomic<uint64_t> gathered_calls{0};
+
+  void Read(Transport transport, uint64_t bytes) {
+    values_read[static_cast<size_t>(transport)].fetch_add(1, std::memory_order_relaxed);
+    bytes_read[static_cast<size_t>(transport)].fetch_add(bytes, std::memory_order_relaxed);
+  }
+  void Wrote(Transport transport, uint64_t bytes) {
+    values_written[static_cast<size_t>(transport)].fetch_add(1, std::memory_order_relaxed);
+    bytes_written[static_cast<size_t>(transport)].fetch_add(bytes, std::memory_order_relaxed);
+  }
+  void FellBack(uint64_t values) { fallbacks.fetch_add(values, std::memory_order_relaxed); }
 };
 
 // Cuts a list of keys into runs for one command each: of at most `most_keys`, and with no more
@@ -133,12 +145,21 @@ class ClientImpl {
     std::shared_ptr<Channel> channel_;
   };
 
+  // channel_pool.cc
   // Waits for a free channel or opens one.  Empty, with `status` set, when there is none.
   Borrowed Borrow(Status* status);
   void GiveBack(std::shared_ptr<Channel> channel);
   // Runs `work` on a channel, once more on a fresh one when the connection broke.  `work` returns
   // false when the stream failed; what it has completed by then it must not do again.
   Status WithChannel(const std::function<bool(Channel&)>& work);
+  bool MayBeBetter(const Channel& channel) REQUIRES(mu_);
+  std::shared_ptr<Channel> TakeIdle(const std::function<bool(Channel&)>& wanted) EXCLUDES(mu_);
+  // Those of every channel there is now, each when nobody uses it.
+  void VisitQueuePairs(const std::function<void(RdmaSession&)>& visit) EXCLUDES(mu_);
+  void Housekeep();
+  void TendQueuePairs() EXCLUDES(mu_);
+  // The channel's queue pairs, when there are any now.  Between commands.
+  RdmaSession* QueuePairs(Channel& channel);
 
   // One batch in progress: the caller's keys and results, and which keys are still to be done.
   template <typename Item>
@@ -148,6 +169,7 @@ class ClientImpl {
     std::vector<KeyResult>& results;
     std::vector<size_t> pending;
     Clock::time_point start;
+    std::vector<size_t> unreachable = {};  // what goes over tcp next
 
     void Done(size_t index, Code code, Transport transport = Transport::kNone,
               uint64_t bytes = 0, std::string message = {});
@@ -160,12 +182,15 @@ class ClientImpl {
 
   // Each does what it can of batch.pending and leaves there what is still to be done; false when
   // the stream failed.
-  bool LocateAndPull(Channel& channel, GetBatch& batch);
+  // `rdma`: over which to pull, when there is no shared memory.
+  bool LocateAndPull(Channel& channel, RdmaSession* rdma, GetBatch& batch);
   bool GetOverTcp(Channel& channel, GetBatch& batch);
   bool AllocateAndPush(Channel& channel, PutBatch& batch, const PutOptions& options);
+  bool LetServerRead(Channel& channel, RdmaSession& rdma, PutBatch& batch,
+                     const PutOptions& options);
   bool SetOverTcp(Channel& channel, PutBatch& batch, const PutOptions& options);
 
-  // A value that is to be copied out of shared memory.
+  // A value that is to be copied out of shared memory, or read over RDMA (no mapping then).
   struct Pull {
     size_t index;
     protocol::Descriptor descriptor;
@@ -175,14 +200,16 @@ class ClientImpl {
   // False when the value needs no copy: its key is done, or pending again.
   bool PreparePull(Channel& channel, Pull& pull, GetBatch& batch);
   void RunPulls(Channel& channel, std::span<const Pull> pulls, GetBatch& batch);
+  bool PrepareRead(Channel& channel, const Pull& pull, GetBatch& batch);
+  void RunReads(Channel& channel, RdmaSession& rdma, std::span<const Pull> pulls, GetBatch& batch);
+  // The bytes are those of the descriptor's version; what is left is their checksum.
+  void Pulled(const Pull& pull, Transport transport, GetBatch& batch);
   // The whole value over RESP, for a view that cannot be one.
   bool ReadCopy(Channel& channel, std::string_view key, std::string* copy, Status* answer);
   bool ReadInline(Channel& channel, const ReplyHeader& header, size_t index, GetBatch& batch);
   template <typename Reply>
   std::vector<KeyResult> PerKey(std::span<const std::string_view> keys, std::string_view command,
                                 Reply&& on_reply);
-
-  void Housekeep();
 
   const Endpoint endpoint_;
   const Options options_;
@@ -196,11 +223,12 @@ class ClientImpl {
   std::vector<std::weak_ptr<Channel>> all_ GUARDED_BY(mu_);
   int open_ GUARDED_BY(mu_) = 0;
   std::shared_ptr<NodeMemory> memory_ GUARDED_BY(mu_);
+  const std::shared_ptr<RdmaTransport> rdma_;
   Clock::time_point attach_after_ GUARDED_BY(mu_);  // shared memory failed: not before this
   std::chrono::milliseconds attach_pause_ GUARDED_BY(mu_){0};
   std::vector<Buffer> registered_ GUARDED_BY(mu_);
   bool stop_ GUARDED_BY(mu_) = false;
-  std::atomic<bool> using_shm_{false};
+  std::atomic<Transport> in_use_{Transport::kTcp};
 
   Mutex async_mu_;
   std::unique_ptr<AsyncQueue> async_ GUARDED_BY(async_mu_);

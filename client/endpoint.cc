@@ -1,6 +1,7 @@
 #include "client/endpoint.h"
 
 #include <optional>
+#include <utility>
 
 #include "protocol/decimal.h"
 
@@ -55,6 +56,14 @@ constexpr IntegerOption kIntegerOptions[] = {
     {"async_threads", &Options::async_threads, 1, 256},
     {"gather_us", &Options::gather_us, 0, 1000000},
     {"gather_keys", &Options::gather_keys, 1, 65536},
+    {"rdma_registered_mib", &Options::rdma_registered_mib, 0, 1 << 30},
+    {"rdma_staging_mib", &Options::rdma_staging_mib, 0, 1 << 20},
+    {"rdma_sessions", &Options::rdma_sessions, 1, 1 << 20},
+};
+
+constexpr std::pair<std::string_view, std::string Options::*> kTextOptions[] = {
+    {"rdma_devices", &Options::rdma_devices},
+    {"rdma_exclude", &Options::rdma_exclude},
 };
 
 // An empty message: it was taken.
@@ -64,16 +73,25 @@ std::string ApplyOption(std::string_view name, std::string_view value, Options* 
       options->transport = Options::TransportChoice::kAuto;
     } else if (value == "shm") {
       options->transport = Options::TransportChoice::kShm;
+    } else if (value == "rdma") {
+      options->transport = Options::TransportChoice::kRdma;
     } else if (value == "tcp") {
       options->transport = Options::TransportChoice::kTcp;
     } else {
-      return "transport is auto, shm or tcp";
+      return "transport is auto, shm, rdma or tcp";
     }
     return "";
   }
   if (name == "checksum") {
     if (value != "yes" && value != "no") return "checksum is yes or no";
     options->checksum = value == "yes";
+    return "";
+  }
+  for (const auto& [text_name, field] : kTextOptions) {
+    if (text_name != name) continue;
+    const auto text = Unescape(value);
+    if (!text) return "a broken %-escape in " + std::string(name);
+    options->*field = *text;
     return "";
   }
   for (const IntegerOption& option : kIntegerOptions) {

@@ -39,6 +39,17 @@ uint64_t ForkCount() {
   return forks.load(std::memory_order_relaxed);
 }
 
+void CloseInChildren(int fd) {
+  ForkCount();  // sees to it that children are noticed
+  for (auto& slot : open_fds.fds) {
+    int empty = kEmpty;
+    if (slot.load(std::memory_order_relaxed) == fd ||
+        slot.compare_exchange_strong(empty, fd, std::memory_order_relaxed)) {
+      return;
+    }
+  }
+}
+
 ForkSafeFd::ForkSafeFd(int fd) : fd_(fd), forks_(ForkCount()) {
   if (fd < 0) return;
   for (size_t i = 0; i < std::size(open_fds.fds); ++i) {

@@ -16,6 +16,9 @@ namespace moonpool::client {
 // under a lower count belongs to a parent.
 uint64_t ForkCount();
 
+// A descriptor of somebody else, open for the life of the process, that forked children close.
+void CloseInChildren(int fd);
+
 // A descriptor that a forked child closes and forgets.  Threads: as an int.
 class ForkSafeFd {
  public:

@@ -1,9 +1,9 @@
 // ClientImpl: how values are read.
 #include <algorithm>
+#include <utility>
 
 #include "client/client_impl.h"
 #include "client/errors.h"
-#include "client/view_state.h"
 #include "protocol/crc32c.h"
 #include "protocol/seqlock.h"
 
@@ -25,18 +25,16 @@ uint64_t Room(const Target& target) {
   return room;
 }
 
-// Where the `bytes` from `from` on go.
-void AddPieces(const Target& target, const char* from, uint64_t bytes,
-               std::vector<Copier::Piece>* pieces) {
+// The first `bytes` of where it goes.
+void AddParts(const Target& target, uint64_t bytes, std::vector<Buffer>* parts) {
   if (target.text != nullptr) {
-    pieces->push_back({target.text->data(), from, bytes});
+    parts->push_back({target.text->data(), bytes});
     return;
   }
   for (const Buffer& piece : target.pieces) {
     const uint64_t part = std::min<uint64_t>(bytes, piece.size);
     if (part == 0) break;
-    pieces->push_back({piece.data, from, part});
-    from += part;
+    parts->push_back({piece.data, part});
     bytes -= part;
   }
 }
@@ -81,9 +79,13 @@ std::vector<KeyResult> ClientImpl::GetInto(std::span<const std::string_view> key
   Status status;
   for (int attempt = 0; !batch.pending.empty() && status.ok(); ++attempt) {
     status = WithChannel([&](Channel& channel) {
-      if (channel.shm() && attempt < kPullAttempts) return LocateAndPull(channel, batch);
+      if (attempt < kPullAttempts) {
+        if (channel.shm()) return LocateAndPull(channel, nullptr, batch);
+        if (RdmaSession* rdma = QueuePairs(channel)) return LocateAndPull(channel, rdma, batch);
+        if (!channel.usable()) return false;  // a token was asked for over it
+      }
       if (options_.transport != Options::TransportChoice::kTcp) {
-        counters_.fallbacks.fetch_add(batch.pending.size(), std::memory_order_relaxed);
+        counters_.FellBack(batch.pending.size());
       }
       return GetOverTcp(channel, batch);
     });
@@ -92,7 +94,7 @@ std::vector<KeyResult> ClientImpl::GetInto(std::span<const std::string_view> key
   return results;
 }
 
-bool ClientImpl::LocateAndPull(Channel& channel, GetBatch& batch) {
+bool ClientImpl::LocateAndPull(Channel& channel, RdmaSession* rdma, GetBatch& batch) {
   RespStream& stream = channel.stream();
   // Chunks of the pending keys; while one is copied, the server works on the next.
   const std::vector<size_t> todo = std::move(batch.pending);
@@ -102,8 +104,18 @@ bool ClientImpl::LocateAndPull(Channel& channel, GetBatch& batch) {
              [&](size_t index) { return Room(batch.items[index]); });
   size_t done = 0;
   std::vector<Pull> pulls;
+  const auto run = [&] {
+    if (rdma != nullptr) {
+      RunReads(channel, *rdma, pulls, batch);
+    } else {
+      RunPulls(channel, pulls, batch);
+    }
+    pulls.clear();
+  };
   const auto fail = [&] {
-    RunPulls(channel, pulls, batch);
+    run();
+    batch.pending.insert(batch.pending.end(), batch.unreachable.begin(), batch.unreachable.end());
+    batch.unreachable.clear();
     batch.pending.insert(batch.pending.end(), todo.begin() + static_cast<ptrdiff_t>(done),
                          todo.end());
     return false;
@@ -142,17 +154,24 @@ bool ClientImpl::LocateAndPull(Channel& channel, GetBatch& batch) {
       } else if (element.elements() == protocol::Descriptor::kFields) {
         Pull pull{index, {}, nullptr, nullptr};
         if (!channel.ReadDescriptor(&pull.descriptor)) return fail();
-        if (PreparePull(channel, pull, batch)) pulls.push_back(std::move(pull));
+        const bool wanted = rdma != nullptr ? PrepareRead(channel, pull, batch)
+                                            : PreparePull(channel, pull, batch);
+        if (wanted) pulls.push_back(std::move(pull));
       } else {
         stream.Unexpected("an element of KV.LOCATE");
         return fail();
       }
       ++done;
     }
-    RunPulls(channel, pulls, batch);
-    pulls.clear();
+    run();
   }
-  return true;
+  if (batch.unreachable.empty()) return true;
+  counters_.FellBack(batch.unreachable.size());
+  std::vector<size_t> again = std::exchange(batch.pending, std::move(batch.unreachable));
+  batch.unreachable.clear();
+  const bool got = GetOverTcp(channel, batch);
+  batch.pending.insert(batch.pending.end(), again.begin(), again.end());
+  return got;
 }
 
 // The value itself came in the reply.
@@ -173,9 +192,7 @@ bool ClientImpl::ReadInline(Channel& channel, const ReplyHeader& header, size_t 
     pieces = std::span(&whole, 1);
   }
   if (!channel.stream().ReadBulk(pieces, bytes)) return false;
-  const auto tcp = static_cast<size_t>(Transport::kTcp);
-  counters_.values_read[tcp].fetch_add(1, std::memory_order_relaxed);
-  counters_.bytes_read[tcp].fetch_add(bytes, std::memory_order_relaxed);
+  counters_.Read(Transport::kTcp, bytes);
   batch.Done(index, Code::kOk, Transport::kTcp, bytes);
   return true;
 }
@@ -208,30 +225,92 @@ bool ClientImpl::PreparePull(Channel& channel, Pull& pull, GetBatch& batch) {
 // Copies the values that the descriptors show.
 void ClientImpl::RunPulls(Channel& channel, std::span<const Pull> pulls, GetBatch& batch) {
   std::vector<Copier::Piece> pieces;
+  std::vector<Buffer> parts;
   pieces.reserve(pulls.size());
   for (const Pull& pull : pulls) {
-    AddPieces(batch.items[pull.index], pull.mapping->data() + pull.descriptor.offset,
-              pull.descriptor.length, &pieces);
+    parts.clear();
+    AddParts(batch.items[pull.index], pull.descriptor.length, &parts);
+    const char* from = pull.mapping->data() + pull.descriptor.offset;
+    for (const Buffer& part : parts) {
+      pieces.push_back({part.data, from, part.size});
+      from += part.size;
+    }
   }
   copier_.Copy(pieces);
   for (const Pull& pull : pulls) {
-    const uint64_t bytes = pull.descriptor.length;
     if (pull.descriptor.lease != 0) channel.QueueRelease(pull.descriptor.lease);
     if (!protocol::GenerationUnchanged(*pull.counter, pull.descriptor.generation)) {
       counters_.generation_retries.fetch_add(1, std::memory_order_relaxed);
       batch.pending.push_back(pull.index);
-    } else if (options_.checksum && pull.descriptor.crc &&
-               ChecksumOf(batch.items[pull.index], bytes) != *pull.descriptor.crc) {
-      batch.Done(pull.index, Code::kCorrupt, Transport::kShm, bytes,
-                 "the bytes do not have their checksum");
     } else {
-      const auto shm = static_cast<size_t>(Transport::kShm);
-      counters_.values_read[shm].fetch_add(1, std::memory_order_relaxed);
-      counters_.bytes_read[shm].fetch_add(bytes, std::memory_order_relaxed);
-      batch.Done(pull.index, Code::kOk, Transport::kShm, bytes);
+      Pulled(pull, Transport::kShm, batch);
     }
   }
 }
+
+void ClientImpl::Pulled(const Pull& pull, Transport transport, GetBatch& batch) {
+  const uint64_t bytes = pull.descriptor.length;
+  if (options_.checksum && pull.descriptor.crc &&
+      ChecksumOf(batch.items[pull.index], bytes) != *pull.descriptor.crc) {
+    batch.Done(pull.index, Code::kCorrupt, transport, bytes,
+               "the bytes do not have their checksum");
+    return;
+  }
+  counters_.Read(transport, bytes);
+  batch.Done(pull.index, Code::kOk, transport, bytes);
+}
+
+// --- over RDMA ---------------------------------------------------------------------------------
+
+bool ClientImpl::PrepareRead(Channel& channel, const Pull& pull, GetBatch& batch) {
+  const uint64_t bytes = pull.descriptor.length;
+  if (batch.items[pull.index].Accept(bytes)) return true;
+  batch.Done(pull.index, Code::kBufferTooSmall, Transport::kRdma, bytes,
+             "the value has " + std::to_string(bytes) + " bytes");
+  if (pull.descriptor.lease != 0) channel.QueueRelease(pull.descriptor.lease);
+  return false;
+}
+
+// One transfer for all of them: slices of several values are under way at once.
+void ClientImpl::RunReads(Channel& channel, RdmaSession& rdma, std::span<const Pull> pulls,
+                          GetBatch& batch) {
+  if (pulls.empty()) return;
+  std::vector<Buffer> parts;
+  std::vector<size_t> ends;
+  for (const Pull& pull : pulls) {
+    AddParts(batch.items[pull.index], pull.descriptor.length, &parts);
+    ends.push_back(parts.size());
+  }
+  std::vector<RdmaSession::Value> values;
+  values.reserve(pulls.size());
+  for (size_t i = 0; i < pulls.size(); ++i) {
+    const protocol::Descriptor& descriptor = pulls[i].descriptor;
+    const size_t first = i == 0 ? 0 : ends[i - 1];
+    values.push_back({descriptor.region, descriptor.offset, descriptor.length, descriptor.slot,
+                      descriptor.generation, std::span(parts).subspan(first, ends[i] - first)});
+  }
+  std::vector<RdmaSession::Outcome> outcomes;
+  rdma.Read(values, Clock::now() + std::chrono::milliseconds(options_.timeout_ms), &outcomes);
+  for (size_t i = 0; i < pulls.size(); ++i) {
+    const Pull& pull = pulls[i];
+    if (pull.descriptor.lease != 0) channel.QueueRelease(pull.descriptor.lease);
+    switch (outcomes[i]) {
+      case RdmaSession::Outcome::kDone:
+        Pulled(pull, Transport::kRdma, batch);
+        break;
+      case RdmaSession::Outcome::kChanged:
+      case RdmaSession::Outcome::kNotThere:
+        counters_.generation_retries.fetch_add(1, std::memory_order_relaxed);
+        batch.pending.push_back(pull.index);
+        break;
+      case RdmaSession::Outcome::kUnreachable:
+        batch.unreachable.push_back(pull.index);
+        break;
+    }
+  }
+}
+
+// --- over RESP ---------------------------------------------------------------------------------
 
 bool ClientImpl::GetOverTcp(Channel& channel, GetBatch& batch) {
   RespStream& stream = channel.stream();
@@ -269,107 +348,6 @@ bool ClientImpl::GetOverTcp(Channel& channel, GetBatch& batch) {
     ++done;
   }
   return true;
-}
-
-Status ClientImpl::GetView(std::string_view key, View* view) {
-  Status answer;
-  *view = View();
-  counters_.views.fetch_add(1, std::memory_order_relaxed);
-  Status status;
-  for (int attempt = 0; attempt < kPullAttempts; ++attempt) {
-    protocol::Descriptor descriptor;
-    bool located = false;
-    std::shared_ptr<Channel> holder;
-    auto state = std::make_unique<View::State>();
-    status = WithChannel([&](Channel& channel) {
-      RespStream& stream = channel.stream();
-      answer = {};
-      if (!channel.shm()) return ReadCopy(channel, key, &state->copy, &answer);
-      stream.Begin(4);
-      stream.Word("KV.LOCATE");
-      stream.Word("1");
-      stream.Word(key);
-      stream.Word("HOLD");
-      ReplyHeader reply;
-      if (!stream.Flush() || !stream.Next(&reply)) return false;
-      if (reply.is_error()) {
-        answer = FromErrorReply(reply.text);
-        return true;
-      }
-      ReplyHeader element;
-      if (reply.elements() != 1 || !stream.Next(&element)) {
-        return stream.Unexpected("KV.LOCATE");
-      }
-      if (element.is_null()) {
-        answer.code = Code::kMiss;
-      } else if (element.is_error()) {
-        answer = FromErrorReply(element.text);
-      } else if (element.is_bulk()) {
-        return stream.ReadBulk(&state->copy, static_cast<uint64_t>(element.value));
-      } else {
-        if (!channel.ReadDescriptor(&descriptor)) return false;
-        located = true;
-        holder = channel.shared_from_this();
-      }
-      return true;
-    });
-    if (!status.ok()) return status;
-    if (!answer.ok()) return answer;
-    if (!located) {
-      counters_.view_copies.fetch_add(1, std::memory_order_relaxed);
-      view->data_ = state->copy.data();
-      view->size_ = state->copy.size();
-      view->state_ = std::move(state);
-      return {};
-    }
-    state->mapping = holder->Map(descriptor.region, false);
-    state->memory = holder->memory();
-    state->channel = holder;
-    state->counter = holder->memory()->counter(descriptor.slot);
-    state->generation = descriptor.generation;
-    if (descriptor.lease_ms == protocol::Descriptor::kHold) state->hold = descriptor.lease;
-    if (state->mapping == nullptr || state->counter == nullptr ||
-        descriptor.offset > state->mapping->bytes() ||
-        descriptor.length > state->mapping->bytes() - descriptor.offset ||
-        protocol::LoadGeneration(*state->counter) != descriptor.generation) {
-      continue;
-    }
-    const char* data = state->mapping->data() + descriptor.offset;
-    if (state->hold == 0) {
-      // The server is short of memory and gave a lease instead: copy now.
-      state->copy.resize(descriptor.length);
-      protocol::RacyCopy(state->copy.data(), data, descriptor.length);
-      if (!protocol::GenerationUnchanged(*state->counter, descriptor.generation)) continue;
-      data = state->copy.data();
-      state->channel = nullptr;
-      counters_.view_copies.fetch_add(1, std::memory_order_relaxed);
-    }
-    view->data_ = data;
-    view->size_ = descriptor.length;
-    view->state_ = std::move(state);
-    return {};
-  }
-  return {Code::kUnavailable, "the value changed under every attempt to hold it"};
-}
-
-bool ClientImpl::ReadCopy(Channel& channel, std::string_view key, std::string* copy,
-                          Status* answer) {
-  RespStream& stream = channel.stream();
-  stream.Begin(2);
-  stream.Word("GET");
-  stream.Word(key);
-  ReplyHeader reply;
-  if (!stream.Flush() || !stream.Next(&reply)) return false;
-  if (reply.is_error()) {
-    *answer = FromErrorReply(reply.text);
-    return true;
-  }
-  if (reply.is_null()) {
-    answer->code = Code::kMiss;
-    return true;
-  }
-  if (!reply.is_bulk()) return stream.Unexpected("GET");
-  return stream.ReadBulk(copy, static_cast<uint64_t>(reply.value));
 }
 
 }  // namespace moonpool::client

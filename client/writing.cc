@@ -74,7 +74,13 @@ std::vector<KeyResult> ClientImpl::PutFrom(std::span<const std::string_view> key
   batch.pending.resize(keys.size());
   for (size_t i = 0; i < keys.size(); ++i) batch.pending[i] = i;
   const Status status = WithChannel([&](Channel& channel) {
-    if (channel.shm() && !AllocateAndPush(channel, batch, options)) return false;
+    if (channel.shm()) {
+      if (!AllocateAndPush(channel, batch, options)) return false;
+    } else if (RdmaSession* rdma = QueuePairs(channel)) {
+      if (!LetServerRead(channel, *rdma, batch, options)) return false;
+    } else if (!channel.usable()) {
+      return false;  // a token was asked for over it
+    }
     return batch.pending.empty() || SetOverTcp(channel, batch, options);
   });
   for (const size_t index : batch.pending) batch.Error(index, status);
@@ -219,9 +225,7 @@ bool ClientImpl::AllocateAndPush(Channel& channel, PutBatch& batch, const PutOpt
         } else if (element.is_error()) {
           batch.Error(allocation.index, FromErrorReply(element.text));
         } else {
-          const auto shm = static_cast<size_t>(Transport::kShm);
-          counters_.values_written[shm].fetch_add(1, std::memory_order_relaxed);
-          counters_.bytes_written[shm].fetch_add(bytes, std::memory_order_relaxed);
+          counters_.Wrote(Transport::kShm, bytes);
           batch.Done(allocation.index, Code::kOk, Transport::kShm, bytes);
         }
       }
@@ -252,9 +256,7 @@ bool ClientImpl::SetOverTcp(Channel& channel, PutBatch& batch, const PutOptions&
     } else if (reply.is_error()) {
       batch.Error(index, FromErrorReply(reply.text));
     } else if (reply.type == '+') {
-      const auto tcp = static_cast<size_t>(Transport::kTcp);
-      counters_.values_written[tcp].fetch_add(1, std::memory_order_relaxed);
-      counters_.bytes_written[tcp].fetch_add(bytes, std::memory_order_relaxed);
+      counters_.Wrote(Transport::kTcp, bytes);
       batch.Done(index, Code::kOk, Transport::kTcp, bytes);
     } else {
       return stream.Unexpected("SET");

@@ -90,6 +90,17 @@ void BufferCache::Describe(char* data, uint64_t bytes, std::vector<LocalPiece>* 
   }
 }
 
+std::shared_ptr<const Registration> BufferCache::Pin(char* data, uint64_t bytes) {
+  MutexLock lock(mu_);
+  uint64_t length = bytes;
+  Buffer* const buffer = Containing(data, &length);
+  if (buffer == nullptr || length < bytes) return nullptr;
+  char* const start = buffer->chunks.front()->data;
+  const uint64_t first = static_cast<uint64_t>(data - start) / chunk_bytes_;
+  if (first != (static_cast<uint64_t>(data - start) + bytes - 1) / chunk_bytes_) return nullptr;
+  return Use(buffer->chunks[first].get());
+}
+
 std::shared_ptr<const Registration> BufferCache::Use(Chunk* chunk) {
   if (chunk->registration != nullptr) {
     ++counters_.hits;
@@ -105,7 +116,7 @@ std::shared_ptr<const Registration> BufferCache::Use(Chunk* chunk) {
   counters_.bytes += chunk->bytes;
   chunk->registering = true;
   mu_.Unlock();
-  auto made = Registration::Create(domains_, chunk->data, chunk->bytes, kReadTarget);
+  auto made = Registration::Create(domains_, chunk->data, chunk->bytes, kReadTarget | kRemoteRead);
   mu_.Lock();
   chunk->registering = false;
   if (!made) {

@@ -36,6 +36,9 @@ class BufferCache {
   // where it was not declared, or there is no room for it.
   void Describe(char* data, uint64_t bytes, std::vector<LocalPiece>* pieces, Pins* pins)
       EXCLUDES(mu_);
+  // The registration the whole range is in, made when there is none; null when it is in none or in
+  // several.  The other side may read what it pins, if it is told the key.
+  std::shared_ptr<const Registration> Pin(char* data, uint64_t bytes) EXCLUDES(mu_);
 
   struct Counters {
     uint64_t bytes = 0;    // registered now

@@ -66,6 +66,13 @@ Result<EndpointCache::Use> EndpointCache::Get(uint64_t session, const Make& make
   return UseLocked(session, &at->second);
 }
 
+EndpointCache::Use EndpointCache::Find(uint64_t session) {
+  MutexLock lock(mu_);
+  const auto found = entries_.find(session);
+  if (found == entries_.end() || found->second.going) return {};
+  return UseLocked(session, &found->second);
+}
+
 void EndpointCache::Drop(uint64_t session) {
   std::unique_ptr<Endpoint> closed;
   MutexLock lock(mu_);

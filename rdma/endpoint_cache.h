@@ -53,6 +53,8 @@ class EndpointCache {
   using Make = std::function<Result<std::unique_ptr<Endpoint>>()>;
   // The session's endpoint, made when there is none.  kBusy when all are in use.
   Result<Use> Get(uint64_t session, const Make& make) EXCLUDES(mu_);
+  // The session's endpoint; empty when there is none (any more).
+  Use Find(uint64_t session) EXCLUDES(mu_);
   // The session is over: its endpoint is closed, at once or when its last user lets go.
   void Drop(uint64_t session) EXCLUDES(mu_);
 

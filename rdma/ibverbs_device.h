@@ -30,6 +30,7 @@ class IbDevice : public Device {
   Result<std::unique_ptr<CompletionChannel>> NewCompletionChannel() override;
   Result<std::unique_ptr<CompletionQueue>> NewCompletionQueue(uint32_t entries,
                                                               CompletionChannel* channel) override;
+  int command_fd() const override { return context_->cmd_fd; }
   int event_fd() const override { return context_->async_fd; }
   void TakeEvents() override;
   bool port_up(uint8_t port) const override {

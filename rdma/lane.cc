@@ -163,7 +163,9 @@ bool Lane::Poll(std::vector<End>* ends, std::vector<Message>* messages) {
       any = true;
       if ((completion.id & kReceiveBit) != 0) {
         if (completion.status != Completion::Status::kOk) {
-          if (open()) Fail(completion.text);
+          if (!open()) continue;
+          flushed_ = completion.status == Completion::Status::kFlushed;
+          Fail(completion.text);
           continue;
         }
         const uint64_t slot = completion.id & ~kReceiveBit;

@@ -49,6 +49,9 @@ class Lane {
   const std::string& why() const { return why_; }  // it failed
   // It failed because the other side has no such memory for us: no fault of the lane.
   bool refused() const { return refused_; }
+  // It failed because its receives were flushed, and by nothing that we did: the other side has closed
+  // it (or the device has), and the event that says so may be on its way still.
+  bool flushed() const { return flushed_; }
 
   // --- requests
   // What a request is for, given back with its end.
@@ -130,6 +133,7 @@ class Lane {
   State state_ = State::kConnecting;
   std::string why_;
   bool refused_ = false;
+  bool flushed_ = false;
   bool armed_ = false;
 
   // Requests that are not complete, the first having number first_.

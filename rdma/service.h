@@ -2,16 +2,19 @@
 // and fences them.
 //
 // A session of the RESP side is begun here, gets one-time tokens, and may then have queue pairs, in
-// the protection domains of its tenant.  EndSession() fences them; when the client closes the last
-// of them, `on_closed` says so. Threads: any may call; one thread of its own does everything that
-// touches queue pairs, and calls the callbacks.  mu_ is a leaf lock. Ownership: NicSet must outlive
-// it.  Stop() fences all and ends what is under way with an error.
+// the protection domains of its tenant.  EndSession() fences them.  That a client closes its last one
+// (`on_lanes` says so) ends no session: it may have closed it for room, or be about to repair a lane,
+// and comes back with another token of the same session.
+// Threads: any may call; one thread of its own does everything that touches queue pairs, and calls the
+// callbacks.  mu_ is a leaf lock.
+// Ownership: NicSet must outlive it.  Stop() fences all and ends what is under way with an error.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -40,8 +43,9 @@ struct ServiceOptions {
   int64_t token_lifetime_ms = 30000;
   int64_t withdraw_ms = 1000;  // for clients to say that they use a region no more
   uint8_t ack_timeout_exponent = 14;
-  std::function<void(const std::string&)> log;      // about the unusual; on any thread
-  std::function<void(uint64_t session)> on_closed;  // on the service's thread
+  std::function<void(const std::string&)> log;  // about the unusual; on any thread
+  // How many queue pairs a session has now; on the service's thread.  Not told when a session ends.
+  std::function<void(uint64_t session, size_t lanes)> on_lanes;
 };
 
 struct ServiceCounters {
@@ -54,13 +58,13 @@ struct ServiceCounters {
   std::atomic<uint64_t> bytes_written{0};  // by the server, to it
 };
 
-// One value between the pool and a client's buffer.
+// One value between memory of ours and a client's buffer.
 struct BufferTransfer {
   uint64_t session = 0;
   uint32_t buffer = 0;
   uint64_t offset = 0;   // in the buffer
-  uint32_t region = 0;   // of the pool
-  char* data = nullptr;  // in that region
+  uint32_t region = 0;   // of the pool; one that is not registered (0 is none) takes a copy more
+  char* data = nullptr;  // in that region, if there is one
   uint64_t length = 0;
   Transfer::Direction direction = Transfer::Direction::kRead;  // kRead: into the pool
 };
@@ -84,10 +88,11 @@ class Service {
   // reads it gets an error.  Blocks, withdraw_ms at most.  Not on the service's thread.
   void Withdraw(const std::shared_ptr<TenantMemory>& memory, uint32_t region) EXCLUDES(mu_);
 
-  // Moves bytes; `done` is called on the service's thread (or at once, when that has stopped).  The
-  // pool's side must stay until then.
-  using Done = std::function<void(Outcome outcome, const std::string& error)>;
-  void Move(const BufferTransfer& transfer, Done done) EXCLUDES(mu_);
+  // Moves bytes, of one session and all one way; `done` is called on the service's thread (or at once,
+  // when that has stopped), with an outcome for each and what the first that failed failed for.  Our
+  // side's memory must stay until then; nothing touches it, or the buffers, any more afterwards.
+  using Done = std::function<void(std::span<const Outcome> outcomes, const std::string& error)>;
+  void Move(std::vector<BufferTransfer> batch, Done done) EXCLUDES(mu_);
 
  private:
   struct ServerLane {
@@ -98,10 +103,9 @@ class Service {
   };
   struct Moving {
     std::unique_ptr<Transfer> transfer;
-    std::vector<LocalPiece> pieces;
-    std::shared_ptr<const Registration> keys;
+    std::vector<std::vector<LocalPiece>> pieces;
+    std::unordered_map<uint32_t, std::shared_ptr<const Registration>> keys;  // by region
     Done done;
-    uint64_t bytes = 0;
   };
   struct Session {
     Session(uint64_t number, std::shared_ptr<TenantMemory> m, const EngineOptions& options)
@@ -146,13 +150,17 @@ class Service {
   void Handle(Session* session, Lane* lane, const Message& message);
   void AnswerWant(Session* session, Lane* lane, const Message& message);
   void Reply(Lane* lane, uint32_t type, const Message& to);
-  void FinishMoves(Session* session);
-  void StartMove(const BufferTransfer& what, Done done);
   void AskToDrop(Withdrawal* withdrawal);
   void Dropped(const Lane* lane, uint32_t region);
   void FinishWithdrawals(int64_t now_ms);
   bool busy() const;
   static int64_t NowMs();
+
+  // service_moves.cc
+  void StartMove(const std::vector<BufferTransfer>& batch, Done done);
+  static void AddPieces(const BufferTransfer& what, const Registration* keys,
+                        std::vector<LocalPiece>* pieces);
+  void FinishMoves(Session* session);
 
   NicSet& nics_;
   const ServiceOptions options_;

@@ -24,7 +24,8 @@ void Service::HandleConnectionEvents() {
     for (ServerLane& lane : found->second->lanes) {
       if (lane.connection != event->connection) continue;
       if (event->kind == ConnectionEvent::Kind::kDisconnected) {
-        lane.closed_by_client = lane.lane->open();
+        // Its receives may have been flushed before this was told.
+        lane.closed_by_client = lane.lane->open() || lane.lane->flushed();
         lane.lane->Fail("the client has closed it");
       } else if (event->kind == ConnectionEvent::Kind::kDeviceRemoved) {
         lane.lane->Fail("the device was removed");
@@ -88,6 +89,7 @@ void Service::Request(ConnectionEvent event) {
   session->lanes.push_back(std::move(entry));
   counters_.accepted.fetch_add(1, std::memory_order_relaxed);
   counters_.lanes.fetch_add(1, std::memory_order_relaxed);
+  if (options_.on_lanes) options_.on_lanes(session->id, session->lanes.size());
 }
 
 // Everything a request must fulfil; makes its queue pair.  A refused connection stays in `event`.
@@ -133,13 +135,14 @@ void Service::LaneEnded(Session* session, size_t index) {
   by_connection_.erase(entry.connection);
   for (Withdrawal& withdrawal : withdrawals_) std::erase(withdrawal.unanswered, entry.lane.get());
   counters_.lanes.fetch_sub(1, std::memory_order_relaxed);
-  if (!entry.closed_by_client) {
+  // When only the flush was seen yet, it is the same: nothing of ours failed.
+  if (!entry.closed_by_client && !entry.lane->flushed()) {
     counters_.lanes_failed.fetch_add(1, std::memory_order_relaxed);
     Log("rdma: a queue pair of session " + std::to_string(session->id) +
         " failed: " + entry.lane->why());
   }
   session->lanes.erase(session->lanes.begin() + static_cast<ptrdiff_t>(index));
-  if (session->lanes.empty() && options_.on_closed) options_.on_closed(session->id);
+  if (options_.on_lanes) options_.on_lanes(session->id, session->lanes.size());
 }
 
 void Service::Fence(Session* session) {

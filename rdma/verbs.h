@@ -170,6 +170,8 @@ class Device {
   virtual Result<std::unique_ptr<CompletionChannel>> NewCompletionChannel() = 0;
   virtual Result<std::unique_ptr<CompletionQueue>> NewCompletionQueue(
       uint32_t entries, CompletionChannel* channel) = 0;
+  // As long as it is open anywhere its queue pairs live: a forked child must close it.  -1: none.
+  virtual int command_fd() const { return -1; }
   // Readable when something happened to the device by itself.
   virtual int event_fd() const = 0;
   // Takes note of that, on behalf of everybody who has the device; any thread.

@@ -10,5 +10,7 @@ extern const Command kConfigCommand;   // config_commands.cc
 
 // info.cc: INFO for the given sections (none: the default ones).
 void InfoCommand(Context& context);
+// server_rdma.cc: INFO rdma, appended to `text`.
+void RdmaSection(Context& context, std::string& text);
 
 }  // namespace moonpool::server

@@ -132,17 +132,23 @@ std::optional<size_t> Connection::RunBatch() {
   return stopped;
 }
 
-void Connection::Suspend(const Command& command, Background& background,
-                         std::function<void()> work, std::function<void(Context&)> finish) {
+std::function<void()> Connection::Suspend(const Command& command,
+                                          std::function<void(Context&)> finish) {
   suspended_ = true;
   event_del(&read_event_);
   const bool silent = reply_mode_ != ReplyMode::kOn;
-  background.Run([&loop = loop_, id = id_, &command, silent, work = std::move(work),
-                  finish = std::move(finish)]() mutable {
-    work();
+  return [&loop = loop_, id = id_, &command, silent, finish = std::move(finish)]() mutable {
     loop.Post([&loop, id, &command, silent, finish = std::move(finish)] {
       if (Connection* connection = loop.Find(id)) connection->Resume(command, silent, finish);
     });
+  };
+}
+
+void Connection::Suspend(const Command& command, Background& background,
+                         std::function<void()> work, std::function<void(Context&)> finish) {
+  background.Run([work = std::move(work), resume = Suspend(command, std::move(finish))] {
+    work();
+    resume();
   });
 }
 

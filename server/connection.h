@@ -60,9 +60,11 @@ class Connection {
   Session* session() { return session_.get(); }
   void set_session(std::unique_ptr<Session> session);
 
-  // For a command that must wait: runs `work` on the background thread, then `finish` on this
-  // loop, which writes the reply.  Nothing else of this connection runs in between; its pipeline
+  // For a command that must wait: `finish` runs on this loop, and writes the reply, once what is
+  // returned was called, on any thread.  Nothing else of this connection runs in between; its pipeline
   // keeps its order.  When the connection goes first, `finish` is only destroyed.
+  std::function<void()> Suspend(const Command& command, std::function<void(Context&)> finish);
+  // The same after `work`, on the background thread.
   void Suspend(const Command& command, Background& background, std::function<void()> work,
                std::function<void(Context&)> finish);
 

@@ -369,6 +369,7 @@ constexpr Section kSections[] = {
     {"stats", "Stats", StatsSection, true},
     {"pool", "Pool", PoolSection, true},
     {"tiers", "Tiers", TiersSection, true},
+    {"rdma", "RDMA", RdmaSection, true},
     {"partitions", "Partitions", PartitionsSection, true},
     {"replication", "Replication", ReplicationSection, true},
     {"cpu", "CPU", CpuSection, true},

@@ -181,16 +181,19 @@ void KvSessions(Context& c) {
   c.reply.Array(sessions.size());
   for (const auto& session : sessions) {
     Reply& r = c.reply;
-    r.Map(9);
+    const uint64_t queue_pairs = session->queue_pairs.load(std::memory_order_relaxed);
+    const bool attached = session->attached.load(std::memory_order_relaxed);
+    r.Map(10);
     Number(r, "session", session->id);
     Number(r, "client", session->client_id);
     Text(r, "addr", session->address);
     Text(r, "tenant", session->tenant);
-    Text(r, "transport", session->attached.load(std::memory_order_relaxed) ? "shm" : "tcp");
+    Text(r, "transport", attached ? "shm" : queue_pairs > 0 ? "rdma" : "tcp");
     Text(r, "redirect", session->redirect ? "yes" : "no");
     Number(r, "leases", session->leases.get());
     Number(r, "holds", session->holds.get());
     Number(r, "reservations", session->reservations.get());
+    Number(r, "queue-pairs", queue_pairs);
   }
 }
 

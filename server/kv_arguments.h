@@ -2,11 +2,15 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "server/command.h"
 
 namespace moonpool::server {
+
+class Session;
 
 // Where the keys of a KV.* batch begin; argument 1 is their number.
 inline constexpr size_t kFirstKey = 2;
@@ -15,7 +19,33 @@ inline constexpr size_t kFirstKey = 2;
 // when they are not there.
 std::optional<size_t> KeyCount(Context& context, size_t step);
 
-// The handlers of kv_write_commands.cc and kv_admin_commands.cc; their rows are in kv_commands.cc.
+// Hashes the keys, `step` arguments apart, and fetches what they lead to into the processor's cache.
+std::vector<uint64_t> HashAndPrefetch(Context& context, size_t count, size_t step);
+// With an SSD tier: pins the large values, before anything is leased or counted.  False: some must
+// come up first.
+bool PinAll(Context& context, const std::vector<uint64_t>& hashes, size_t step,
+            std::vector<storage::ValueRef>* pinned);
+
+// The connection's session, if it may have queue pairs; replies with what is wrong and returns null
+// otherwise.
+Session* RdmaSession(Context& context);
+
+// What a KV.* command that writes may have behind its keys.
+struct WriteOptions {
+  bool if_absent = false;
+  bool if_present = false;
+  int64_t expiry_ms = 0;  // from its commit on; 0: none
+  std::optional<std::string_view> prefer;
+};
+// [NX | XX] [EX s | PX ms] [PREFER tiers] from argument `index` to the end.  Replies and returns
+// nothing when they are not that.
+std::optional<WriteOptions> ParseWriteOptions(Context& context, size_t index);
+
+// The handlers of the other kv_*_commands.cc; their rows are in kv_commands.cc.
+void KvHello(Context& context);
+void KvToken(Context& context);
+void KvRead(Context& context);
+void KvWrite(Context& context);
 void KvAlloc(Context& context);
 void KvCommit(Context& context);
 void KvAbort(Context& context);

@@ -8,7 +8,6 @@
 
 #include "protocol/decimal.h"
 #include "protocol/glob.h"
-#include "server/attach_server.h"
 #include "server/connection.h"
 #include "server/kv_arguments.h"
 #include "server/loop.h"
@@ -39,6 +38,33 @@ std::optional<size_t> KeyCount(Context& c, size_t step) {
   return static_cast<size_t>(n);
 }
 
+std::vector<uint64_t> HashAndPrefetch(Context& c, size_t count, size_t step) {
+  std::vector<uint64_t> hashes(count);
+  storage::Keyspace& keyspace = c.keyspace();
+  for (size_t i = 0; i < count; ++i) {
+    hashes[i] = storage::HashKey(c[kFirstKey + i * step]);
+    keyspace.PrefetchBucket(hashes[i]);
+  }
+  if (count > 1 && c.server.prefetch()) {
+    for (const uint64_t hash : hashes) keyspace.PrefetchEntry(hash);
+  }
+  return hashes;
+}
+
+bool PinAll(Context& c, const std::vector<uint64_t>& hashes, size_t step,
+            std::vector<storage::ValueRef>* pinned) {
+  for (size_t i = 0; i < hashes.size(); ++i) {
+    storage::KeyLock lock(c.keyspace(), c[kFirstKey + i * step], hashes[i], c.now_ms);
+    const storage::Entry* entry = lock.key.Read();
+    if (storage::BulkValue* bulk = c.BulkOf(entry)) {
+      (*pinned)[i] = storage::ValueRef::Share(bulk);
+    } else {
+      c.WaitsFor(entry, hashes[i]);
+    }
+  }
+  return !c.loop.missing().any();
+}
+
 namespace {
 
 using protocol::EqualsIgnoreCase;
@@ -67,119 +93,7 @@ std::optional<LeaseRequest> ParseLease(Context& c, size_t index, bool allow_hold
   return request;
 }
 
-// Hashes the keys and fetches what they lead to into the processor's cache.
-std::vector<uint64_t> HashAndPrefetch(Context& c, size_t count, size_t step) {
-  std::vector<uint64_t> hashes(count);
-  storage::Keyspace& keyspace = c.keyspace();
-  for (size_t i = 0; i < count; ++i) {
-    hashes[i] = storage::HashKey(c[kFirstKey + i * step]);
-    keyspace.PrefetchBucket(hashes[i]);
-  }
-  if (count > 1 && c.server.prefetch()) {
-    for (const uint64_t hash : hashes) keyspace.PrefetchEntry(hash);
-  }
-  return hashes;
-}
-
-// --- sessions ----------------------------------------------------------------------------------
-
-void Hello(Context& c) {
-  const auto version = c.Integer(1);
-  if (!version) return;
-  if (*version != 1) {
-    return c.Error("ERR KV.HELLO: this server speaks version 1, not " + std::string(c[1]));
-  }
-  bool want_shm = true;
-  bool redirect = false;
-  std::optional<std::string_view> host;
-  for (size_t i = 2; i < c.size(); ++i) {
-    if (EqualsIgnoreCase(c[i], "TRANSPORTS") && i + 1 < c.size()) {
-      const auto count = c.Integer(++i);
-      if (!count) return;
-      if (*count < 0 || static_cast<uint64_t>(*count) > c.size() - i - 1) return c.SyntaxError();
-      want_shm = false;
-      for (int64_t t = 0; t < *count; ++t) want_shm |= EqualsIgnoreCase(c[++i], "shm");
-    } else if (EqualsIgnoreCase(c[i], "HOST") && i + 1 < c.size()) {
-      host = c[++i];
-    } else if (EqualsIgnoreCase(c[i], "REDIRECT") && i + 1 < c.size() &&
-               (EqualsIgnoreCase(c[i + 1], "yes") || EqualsIgnoreCase(c[i + 1], "no"))) {
-      redirect = EqualsIgnoreCase(c[++i], "yes");
-    } else {
-      return c.SyntaxError();
-    }
-  }
-  const bool shm =
-      want_shm && c.server.attach_server() != nullptr && (!host || *host == c.server.host_id());
-  c.connection.set_session(nullptr);  // the old one goes before its successor comes
-  c.connection.set_session(std::make_unique<Session>(c.server, c.connection, redirect));
-  const Config& config = c.server.config();
-  Reply& r = c.reply;
-  r.Map(9);
-  r.Bulk("version");
-  r.Integer(1);
-  r.Bulk("node");
-  r.Bulk(c.server.run_id());
-  r.Bulk("epoch");
-  r.Integer(static_cast<int64_t>(c.server.epoch()));
-  r.Bulk("host");
-  r.Bulk(c.server.host_id());
-  r.Bulk("session");
-  r.Integer(static_cast<int64_t>(c.connection.session()->id()));
-  r.Bulk("tenant");
-  r.Bulk(c.tenant.name());
-  r.Bulk("limits");
-  r.Map(5);
-  const std::pair<std::string_view, Key> limits[] = {
-      {"bulk-threshold", Key::kBulkThreshold},    {"max-batch-keys", Key::kMaxBatchKeys},
-      {"max-value-bytes", Key::kProtoMaxBulkLen}, {"lease-default-ms", Key::kLeaseDefault},
-      {"lease-max-ms", Key::kLeaseMax},
-  };
-  for (const auto& [name, key] : limits) {
-    r.Bulk(name);
-    r.Integer(config.number(key));
-  }
-  r.Bulk("transports");
-  r.Array(shm ? 2 : 1);
-  if (shm) {
-    const protocol::AttachToken token = c.connection.session()->NewAttachToken();
-    r.Map(3);
-    r.Bulk("name");
-    r.Bulk("shm");
-    r.Bulk("attach");
-    r.Bulk(c.server.attach_server()->address());
-    r.Bulk("token");
-    r.Bulk({token.data(), token.size()});
-  }
-  r.Map(1);
-  r.Bulk("name");
-  r.Bulk("tcp");
-  r.Bulk("regions");
-  const auto regions = c.tenant.pool().Regions();
-  r.Array(regions.size());
-  for (const storage::RegionInfo& region : regions) {
-    r.Array(3);
-    r.Integer(region.id);
-    r.Bulk(protocol::TierName(region.tier));
-    r.Integer(static_cast<int64_t>(region.bytes));
-  }
-}
-
 // --- reading -----------------------------------------------------------------------------------
-
-// With an SSD tier: pins the large values, before anything is leased.  False: some must come up first.
-bool PinAll(Context& c, const std::vector<uint64_t>& hashes,
-            std::vector<storage::ValueRef>* pinned) {
-  for (size_t i = 0; i < hashes.size(); ++i) {
-    KeyLock lock(c.keyspace(), c[kFirstKey + i], hashes[i], c.now_ms);
-    const Entry* entry = lock.key.Read();
-    if (storage::BulkValue* bulk = c.BulkOf(entry)) {
-      (*pinned)[i] = storage::ValueRef::Share(bulk);
-    } else {
-      c.WaitsFor(entry, hashes[i]);
-    }
-  }
-  return !c.loop.missing().any();
-}
 
 void Locate(Context& c) {
   const auto count = KeyCount(c, 1);
@@ -194,7 +108,7 @@ void Locate(Context& c) {
   }
   std::vector<storage::ValueRef> used;
   std::vector<storage::ValueRef> pinned(c.tenant.ssd() != nullptr ? *count : 0);
-  if (!pinned.empty() && !PinAll(c, hashes, &pinned)) return;
+  if (!pinned.empty() && !PinAll(c, hashes, 1, &pinned)) return;
   c.reply.Array(*count);
   uint64_t hits = 0;
   size_t not_inline = 0;
@@ -344,7 +258,7 @@ const Command kCommands[] = {
      "O(1), O(N) in the background",
      "Removes keys by glob pattern or by prefix; they are gone at once, their memory follows.",
      "<MATCH pattern | NAMESPACE name>"},
-    {"kv.hello", Hello, -2, kFast | kNoMulti | kNoScript, NoKeys(), "kv connection", kGroup, kSince,
+    {"kv.hello", KvHello, -2, kFast | kNoMulti | kNoScript, NoKeys(), "kv connection", kGroup, kSince,
      "O(1)", "Begins a KV session and tells which transports this client can use.",
      "version [TRANSPORTS <count transport [transport ...]>] [HOST id] [REDIRECT <yes | no>]"},
     {"kv.info", KvInfo, 2, kReadOnly | kFast, OneKey("RO"), "kv", kGroup, kSince, "O(1)",
@@ -362,6 +276,10 @@ const Command kCommands[] = {
      kSince, "O(N)",
      "Begins to bring values up from the SSD; 1 for keys that are in memory or on their way.",
      "numkeys key [key ...]"},
+    {"kv.read", KvRead, -6, kReadOnly | kNoMulti | kNoScript, CountedKeys(4, "RO ACCESS"), "kv", kGroup,
+     kSince, "O(N)",
+     "Writes values into this session's client's buffers over RDMA; returns their lengths.",
+     "numkeys <key buffer offset room> [<key buffer offset room> ...]"},
     {"kv.regions", KvRegions, 1, kReadOnly, NoKeys(), "kv admin", kGroup, kSince, "O(N)",
      "Lists the memory regions of the pool.", ""},
     {"kv.release", Release, -3, kFast, NoKeys(), "kv", kGroup, kSince, "O(N)",
@@ -372,8 +290,15 @@ const Command kCommands[] = {
      "Lists the KV sessions.", ""},
     {"kv.stats", KvStats, 1, kReadOnly, NoKeys(), "kv", kGroup, kSince, "O(1)",
      "Returns the counters of the pool and its transports.", ""},
+    {"kv.token", KvToken, -1, kFast | kNoScript, NoKeys(), "kv connection", kGroup, kSince, "O(N)",
+     "Returns one-time tokens, each of which opens one RDMA queue pair of this session.", "[count]"},
     {"kv.unpin", KvUnpin, -3, kWrite | kFast, CountedKeys(1, "RW"), "kv", kGroup, kSince, "O(N)",
      "Lets pinned keys be evicted again.", "numkeys key [key ...]"},
+    {"kv.write", KvWrite, -6, kWrite | kDenyOom | kNoMulti | kNoScript, CountedKeys(4, "OW UPDATE"),
+     "kv", kGroup, kSince, "O(N)",
+     "Reads values from this session's client's buffers over RDMA and stores them.",
+     "numkeys <key buffer offset length> [<key buffer offset length> ...] [NX | XX] "
+     "[EX seconds | PX milliseconds] [PREFER tiers]"},
 };
 
 }  // namespace

@@ -86,34 +86,40 @@ void PublishPending(Context& c, Pending& pending) {
 
 }  // namespace
 
-void KvAlloc(Context& c) {
-  const auto count = KeyCount(c, 2);
-  if (!count) return;
-  bool if_absent = false;
-  bool if_present = false;
-  int64_t expiry_ms = 0;
-  std::optional<std::string_view> prefer;
-  for (size_t i = kFirstKey + *count * 2; i < c.size(); ++i) {
+std::optional<WriteOptions> ParseWriteOptions(Context& c, size_t index) {
+  WriteOptions options;
+  for (size_t i = index; i < c.size(); ++i) {
     const bool seconds = EqualsIgnoreCase(c[i], "EX");
-    if (EqualsIgnoreCase(c[i], "NX") && !if_present) {
-      if_absent = true;
-    } else if (EqualsIgnoreCase(c[i], "XX") && !if_absent) {
-      if_present = true;
-    } else if ((seconds || EqualsIgnoreCase(c[i], "PX")) && expiry_ms == 0 && i + 1 < c.size()) {
+    if (EqualsIgnoreCase(c[i], "NX") && !options.if_present) {
+      options.if_absent = true;
+    } else if (EqualsIgnoreCase(c[i], "XX") && !options.if_absent) {
+      options.if_present = true;
+    } else if ((seconds || EqualsIgnoreCase(c[i], "PX")) && options.expiry_ms == 0 &&
+               i + 1 < c.size()) {
       const auto time = c.Integer(++i);
-      if (!time) return;
+      if (!time) return std::nullopt;
       // Bounded so that now + expiry cannot overflow at the commit either.
       constexpr int64_t kMost = INT64_MAX / 4000;
       if (*time <= 0 || *time > (seconds ? kMost : kMost * 1000)) {
-        return c.Error("ERR invalid expire time in 'kv.alloc' command");
+        c.Error("ERR invalid expire time in '" + std::string(c.command.name) + "' command");
+        return std::nullopt;
       }
-      expiry_ms = seconds ? *time * 1000 : *time;
+      options.expiry_ms = seconds ? *time * 1000 : *time;
     } else if (EqualsIgnoreCase(c[i], "PREFER") && i + 1 < c.size()) {
-      prefer = c[++i];
+      options.prefer = c[++i];
     } else {
-      return c.SyntaxError();
+      c.SyntaxError();
+      return std::nullopt;
     }
   }
+  return options;
+}
+
+void KvAlloc(Context& c) {
+  const auto count = KeyCount(c, 2);
+  if (!count) return;
+  const auto options = ParseWriteOptions(c, kFirstKey + *count * 2);
+  if (!options) return;
   Session* session = c.connection.session();
   if (session == nullptr || !session->attached()) {
     return c.Error(
@@ -140,7 +146,8 @@ void KvAlloc(Context& c) {
       continue;
     }
     const Placement& placement = c.server.placement();
-    const auto tier = prefer ? placement.Preferred(*prefer) : placement.Choose(key);
+    const auto tier =
+        options->prefer ? placement.Preferred(*options->prefer) : placement.Choose(key);
     if (!tier) {
       c.Error("ERR PREFER: " + tier.error().message);
       continue;
@@ -162,9 +169,9 @@ void KvAlloc(Context& c) {
     Session::Reservation reservation;
     reservation.handle = std::move(*handle);
     reservation.key = key;
-    reservation.if_absent = if_absent;
-    reservation.if_present = if_present;
-    reservation.expiry_ms = expiry_ms;
+    reservation.if_absent = options->if_absent;
+    reservation.if_present = options->if_present;
+    reservation.expiry_ms = options->expiry_ms;
     const auto token = session->AddReservation(std::move(reservation));
     if (!token) {
       c.Error("ERR too many reservations wait for KV.COMMIT (session-max-reservations)");

@@ -22,6 +22,7 @@
 #include "server/connection.h"
 #include "server/listener.h"
 #include "server/log.h"
+#include "server/rdma.h"
 #include "server/session.h"
 
 namespace moonpool::server {
@@ -107,6 +108,7 @@ Status Server::Start() {
       }
     });
   }
+  StartRdma();
   std::vector<storage::Tenant*> tenants;
   for (const auto& tenant : tenants_) tenants.push_back(tenant.get());
   upkeep_ = std::make_unique<storage::Upkeep>(tenants);
@@ -261,6 +263,8 @@ void Server::Stop() {
   for (const auto& loop : loops_) loop->Join();
   background_.reset();
   upkeep_.reset();
+  // What it moves into the pool ends here, and is told to the loops.
+  if (rdma_) rdma_->Stop();
   // The tier's threads post to the loops: they end first.
   for (const auto& tenant : tenants_) tenant->CloseCxl();
   SaveSsd();
@@ -270,6 +274,7 @@ void Server::Stop() {
   loops_.clear();
   attach_server_.reset();
   listener_.reset();
+  rdma_.reset();
   tenants_.clear();
 }
 

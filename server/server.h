@@ -28,6 +28,7 @@ namespace moonpool::server {
 class AttachServer;
 class Background;
 class Listener;
+class Rdma;
 struct SessionInfo;
 
 class Server {
@@ -57,6 +58,9 @@ class Server {
   Background& background() { return *background_; }
   // Null when shared memory is switched off.
   AttachServer* attach_server() { return attach_server_.get(); }
+  // Null when there is no RDMA; rdma_off() says why.
+  Rdma* rdma() { return rdma_.get(); }
+  const std::string& rdma_off() const { return rdma_off_; }
 
   bool password_required() const { return password_required_.load(std::memory_order_relaxed); }
   bool CheckPassword(std::string_view password) const;
@@ -92,6 +96,7 @@ class Server {
   Status OpenSsd();
   void SaveSsd();
   Status Listen();
+  void StartRdma();  // server_rdma.cc
   void InstallHooks();
   // Keeps what is derived from counters now and then.
   void Tick();
@@ -101,6 +106,8 @@ class Server {
   ClientRegistry clients_;
   Placement placement_;
   std::vector<std::unique_ptr<storage::Tenant>> tenants_;
+  std::unique_ptr<Rdma> rdma_;  // before the tenants' memory
+  std::string rdma_off_;
   std::unique_ptr<Background> background_;
   std::unique_ptr<storage::Upkeep> upkeep_;
   std::vector<std::unique_ptr<Loop>> loops_;

@@ -9,6 +9,7 @@
 #include "server/connection.h"
 #include "server/log.h"
 #include "server/loop.h"
+#include "server/rdma.h"
 #include "server/server.h"
 #include "server/values.h"
 #include "storage/tenant.h"
@@ -24,22 +25,25 @@ constexpr int64_t kSweepMs = 1000;
 
 }  // namespace
 
-Session::Session(Server& server, Connection& connection, bool redirect)
+Session::Session(Server& server, Connection& connection, bool redirect, bool rdma)
     : server_(server),
       connection_(connection),
       tenant_(connection.tenant()),
-      info_(std::make_shared<SessionInfo>()) {
+      info_(std::make_shared<SessionInfo>()),
+      rdma_(rdma) {
   info_->id = server.NextSessionId();
   info_->client_id = connection.id();
   info_->address = connection.info().address;
   info_->tenant = tenant_.name();
   info_->redirect = redirect;
   server_.AddSession(info_);
+  if (rdma_) server_.rdma()->BeginSession(info_->id, tenant_);
   connection.loop().AddSession(this);
 }
 
 Session::~Session() {
   if (token_) server_.attach_server()->Revoke(*token_);
+  if (rdma_) server_.rdma()->EndSession(info_->id);
   tenant_.holds().fetch_sub(holds_.size(), std::memory_order_relaxed);
   reservations_.clear();
   Detach();

@@ -2,7 +2,11 @@
 //
 // Begins with KV.HELLO and ends with its RESP connection (or a new KV.HELLO, RESET, AUTH).  When
 // it ends, for whatever reason, nothing of it is left: leases and holds are released, pending
-// reservations go back to the pool, and its write arenas drain.
+// reservations go back to the pool, its write arenas drain, and its queue pairs are fenced.
+//
+// It does not end with its last queue pair: a client closes idle ones for room, and repairs lanes that
+// failed.  Nothing depends on them: a lease ends at its deadline, a hold is of a shared-memory view,
+// and a client that died has lost its RESP connection as well.
 //
 // Threads: the loop of its connection.  The tenant and the server must outlive it.
 #pragma once
@@ -32,6 +36,7 @@ struct SessionInfo {
   std::string tenant;
   bool redirect = false;
   std::atomic<bool> attached{false};
+  std::atomic<uint64_t> queue_pairs{0};  // the RDMA service's thread writes it
   Counter leases;
   Counter holds;
   Counter reservations;
@@ -45,7 +50,8 @@ struct LeaseRequest {
 
 class Session {
  public:
-  Session(Server& server, Connection& connection, bool redirect);
+  // `rdma`: it may have queue pairs.  REQUIRES: the server has RDMA then.
+  Session(Server& server, Connection& connection, bool redirect, bool rdma);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -53,6 +59,7 @@ class Session {
   uint64_t id() const { return info_->id; }
   bool redirect() const { return info_->redirect; }
   bool attached() const { return static_cast<bool>(attach_fd_); }
+  bool rdma() const { return rdma_; }
   // The one-time token for the attach socket.
   protocol::AttachToken NewAttachToken();
 
@@ -112,6 +119,7 @@ class Session {
   Connection& connection_;
   storage::Tenant& tenant_;
   std::shared_ptr<SessionInfo> info_;
+  const bool rdma_;
 
   // Leases by number, first_lease_ being the number of the front; released ones stay, empty,
   // until they reach the front.

@@ -241,6 +241,7 @@ std::vector<RegionInfo> ExtentPool::Regions() const {
     info.tier = region->region->tier();
     info.session = region->session;
     info.draining = region->draining;
+    info.exported = region->exported;
     info.huge_pages = region->region->huge_pages();
     info.bytes = region->region->bytes();
     info.populated_bytes = region->populated;
@@ -409,72 +410,6 @@ std::vector<ValueRef> ExtentPool::NearlyDrained(size_t most) {
     }
   }
   return values;
-}
-
-bool ExtentPool::Maintain(uint64_t populate_bytes) {
-  for (const Tier tier : {Tier::kDram, Tier::kCxl}) {
-    if (budget(tier) == nullptr) continue;
-    bool grow;
-    {
-      MutexLock lock(mu_);
-      grow = std::exchange(shared(tier).grow_ahead, false);
-    }
-    if (!grow) continue;
-    // Ahead of need only; when the budget has no room, reservations will find out themselves.
-    [[maybe_unused]] const Status added = AddRegion({Region::Kind::kShared, kNoSession, tier}, 1);
-  }
-  const bool populated = PopulateSlice(populate_bytes);
-  const bool gave_up = GiveUpEmpty();
-  return populated || gave_up;
-}
-
-bool ExtentPool::PopulateSlice(uint64_t bytes) {
-  std::shared_ptr<Region> region;
-  uint64_t offset = 0;
-  {
-    MutexLock lock(mu_);
-    for (const auto& [id, candidate] : regions_) {
-      if (!candidate->populating) continue;
-      region = candidate->region;
-      offset = candidate->populated;
-      break;
-    }
-  }
-  if (region == nullptr) return false;
-  const uint64_t length = std::min(bytes, region->bytes() - offset);
-  const bool populated = region->Populate(offset, length);
-  MutexLock lock(mu_);
-  const auto found = regions_.find(region->id());
-  if (found == regions_.end()) return true;
-  PoolRegion& pool_region = *found->second;
-  pool_region.populated = offset + length;
-  if (!populated || pool_region.populated == region->bytes()) pool_region.populating = false;
-  return true;
-}
-
-bool ExtentPool::GiveUpEmpty() {
-  std::vector<std::shared_ptr<Region>> empty;
-  std::vector<uint32_t> untold;
-  {
-    MutexLock lock(mu_);
-    for (const auto& [id, region] : regions_) {
-      if (!region->draining || region->extents > 0) continue;
-      empty.push_back(region->region);
-      if (!std::exchange(region->told_gone, true)) untold.push_back(id);
-    }
-  }
-  if (on_gone_) {
-    for (const uint32_t id : untold) on_gone_(id);
-  }
-  bool any = false;
-  for (const std::shared_ptr<Region>& region : empty) {
-    if (region->kind() == Region::Kind::kArena && !region->ProveNoWriters()) continue;
-    MutexLock lock(mu_);
-    if (regions_.erase(region->id()) == 0) continue;  // another thread was faster
-    budget(region->tier())->ReleaseRegion(region->bytes());
-    any = true;
-  }
-  return any;
 }
 
 }  // namespace moonpool::storage

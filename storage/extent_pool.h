@@ -33,6 +33,8 @@
 
 namespace moonpool::storage {
 
+class Exporter;
+
 using SessionId = uint64_t;
 inline constexpr SessionId kNoSession = 0;
 
@@ -50,6 +52,7 @@ struct RegionInfo {
   protocol::Tier tier = protocol::Tier::kDram;
   SessionId session = kNoSession;  // an arena's writer, while its session lives
   bool draining = false;
+  bool exported = false;
   bool huge_pages = false;
   uint64_t bytes = 0;
   uint64_t populated_bytes = 0;
@@ -99,8 +102,12 @@ class ExtentPool {
   // --- upkeep, on a background thread --------------------------------------------------------
   // Called without locks for regions clients should unmap.  Set once, before the first use.
   void set_on_gone(std::function<void(uint32_t region)> on_gone) { on_gone_ = std::move(on_gone); }
+  // Makes regions reachable from outside: each once all of its memory was faulted in (and an arena was
+  // sealed), until it is empty and about to go.  Set once, before the first use; no upkeep may be under
+  // way any more when the exporter goes, which is before the pool.
+  void set_exporter(Exporter* exporter) { exporter_ = exporter; }
   // Does one slice of what is due: faulting memory in, making the next region ahead of need,
-  // giving up empty regions.  True when there is more to do at once.
+  // exporting and withdrawing one, giving up empty ones.  True when there is more to do at once.
   // `populate_bytes` is about how much memory that slice may fault in.
   bool Maintain(uint64_t populate_bytes = kPopulateSlice);
   static constexpr uint64_t kPopulateSlice = 32ull << 20;
@@ -128,8 +135,8 @@ class ExtentPool {
   // Values of the draining region that has fewest left, at most `most` of them.  Any thread; looks at
   // every slot under the lock.
   std::vector<ValueRef> NearlyDrained(size_t most);
-  // Gives up the draining regions that are empty and that nobody can write to any more, and tells
-  // clients of all that are empty.  Any thread.  True when a region's memory came back.
+  // Gives up the draining regions that are empty, that are not exported, and that nobody can write to
+  // any more; tells clients of all that are empty.  Any thread.  True when a region's memory came back.
   bool GiveUpEmpty() EXCLUDES(mu_);
 
  private:
@@ -146,6 +153,8 @@ class ExtentPool {
     bool draining = false;
     bool told_gone = false;
     bool populating = true;
+    bool export_tried = false;
+    bool exported = false;   // being exported, exported, or being withdrawn: it cannot be given up
     uint64_t populated = 0;  // bytes faulted in ahead, from the start
     uint64_t extents = 0;
     std::chrono::steady_clock::time_point progress;  // of its draining
@@ -175,7 +184,10 @@ class ExtentPool {
   static bool InDram(const PoolRegion& region) { return region.region->tier() == Tier::kDram; }
   static bool Progresses(const PoolRegion& region);
   static void AddAliases(BulkValue* first, std::vector<ValueRef>* values);
+  // extent_pool_upkeep.cc
   bool PopulateSlice(uint64_t bytes) EXCLUDES(mu_);
+  bool ExportOne() EXCLUDES(mu_);
+  bool WithdrawOne() EXCLUDES(mu_);
   void FreeExtent(const Extent& extent) REQUIRES(mu_);
 
   // For the handles.
@@ -186,6 +198,7 @@ class ExtentPool {
   const PoolOptions options_;
   MemoryBudget* const budgets_[protocol::kTiers];  // null: there is no such tier
   std::function<void(uint32_t)> on_gone_;
+  Exporter* exporter_ = nullptr;
   std::unique_ptr<GenerationTable> generations_;  // its free list under mu_
 
   mutable Mutex mu_;

@@ -52,7 +52,7 @@ struct SsdShared;
 struct SsdOptions {
   std::string directory;                   // made when it is not there
   uint32_t chunk_bytes = 1 << 20;          // of versions written from now on; at least 4 KiB
-  uint64_t write_buffer_bytes = 12 << 20;  // one memtable of the payload: one blob file.  Up to
+  uint64_t write_buffer_bytes = 8 << 20;   // one memtable of the payload: one blob file.  Up to
                                            // three are in memory; large stores want larger ones
                                            // (fewer files)
   using Compression = SsdCompression;

@@ -42,7 +42,7 @@ struct SsdTierOptions {
   double evict_ratio = 0.05;              // and until `high_watermark - evict_ratio`
   uint64_t queue_bytes = 64ull << 20;     // of values on their way down
   int64_t wait_ms = 1000;                 // how long a value that comes up waits for memory
-  int readers = 12;                       // threads
+  int readers = 6;                        // threads
   uint64_t least_value_bytes = 4096;      // shorter ones are dropped: they would take as much
                                           // memory there as they give back
   bool write_through = false;             // every write goes down at once, and stays in memory too

@@ -6,9 +6,10 @@
 //   std::string value;
 //   client->Get("key", &value);
 //
-// Large values move through shared memory when client and server are on one host, and over RESP
-// ("tcp") otherwise; every plain Redis client sees the same values.  A call on shared memory
-// costs one round trip for the descriptors and one copy by the caller's own thread; the server's
+// Large values move through shared memory when client and server are on one host, by RDMA where both
+// have NICs for it, and over RESP ("tcp") otherwise; every plain Redis client sees the same values.
+// A call on shared memory costs one round trip for the descriptors and one copy by the caller's own
+// thread, one over RDMA the round trip and READs straight into the caller's buffers; the server's
 // processor touches no payload byte.
 //
 // Threads: a Client may be used by any number of threads at once.  Each call borrows one of at
@@ -61,7 +62,7 @@ struct Status {
   bool ok() const { return code == Code::kOk; }
 };
 
-enum class Transport : uint8_t { kNone, kShm, kTcp };
+enum class Transport : uint8_t { kNone, kShm, kRdma, kTcp };
 
 // What became of one key of a batch.
 struct KeyResult {
@@ -84,8 +85,9 @@ struct ConstBuffer {
 
 struct Options {
   // Everything here may also stand in the URL: ?transport=tcp&connections=2 ...
-  enum class TransportChoice { kAuto, kShm, kTcp };
-  // kAuto: shared memory where it can be had, else tcp.  kShm: an error where it cannot.
+  enum class TransportChoice { kAuto, kShm, kRdma, kTcp };
+  // kAuto: shared memory where it can be had, else RDMA, else tcp.  kShm, kRdma: an error where it
+  // cannot be had.
   TransportChoice transport = TransportChoice::kAuto;
   std::string password = {};
   int connections = 8;           // most connections at one time
@@ -104,6 +106,17 @@ struct Options {
   // waits for company at most this long, and less when round trips are short; 0: never.
   int gather_us = 0;
   int gather_keys = 128;         // a batch goes out at once when it has so many keys
+  // NICs, as patterns with commas between: "mlx5_*", "mlx5_0:1" (a port).  rdma_devices: only these;
+  // empty: all that are up.  rdma_exclude has the last word.
+  std::string rdma_devices = {};
+  std::string rdma_exclude = {};
+  // Of RegisterBuffer()ed memory so much is pinned for the NICs at a time, what was used least
+  // lately goes first; transfers into the rest pass through 8 MiB of the library's.
+  int rdma_registered_mib = 64 * 1024;
+  // Pinned per connection that writes: values that are not in registered buffers are put through it.
+  // Larger ones go over tcp.
+  int rdma_staging_mib = 16;
+  int rdma_sessions = 64;        // most connections that have queue pairs at a time
 };
 
 struct PutOptions {
@@ -121,12 +134,17 @@ struct Stats {
     uint64_t bytes_written = 0;
   };
   PerTransport shm;
+  PerTransport rdma;
   PerTransport tcp;
   uint64_t inline_values = 0;      // small ones that came with the reply (counted under tcp too)
-  uint64_t fallbacks = 0;          // values that went over tcp though shm was wanted
+  uint64_t fallbacks = 0;          // values that went over tcp though shm or rdma was wanted
   uint64_t generation_retries = 0; // copies thrown away because the value changed meanwhile
   uint64_t reconnects = 0;
   uint64_t attach_failures = 0;
+  uint64_t rdma_failures = 0;      // connections that were to have queue pairs and have none
+  uint64_t rdma_registered_bytes = 0;  // of RegisterBuffer()ed memory, now
+  uint64_t rdma_staged_values = 0;     // written through staging memory
+  std::string rdma_error = {};     // why RDMA cannot be had now; empty: it can, or was not wanted
   uint64_t views = 0;
   uint64_t view_copies = 0;        // views that had to be copies
   uint64_t gathered_calls = 0;     // single calls that shared a batch with others
@@ -236,9 +254,11 @@ class MOONPOOL_API Client {
 
   // --- buffers -----------------------------------------------------------------------------
   // Faults the memory in and remembers it, so that transfers into it run at full speed from the
-  // first byte on (transports with registration of their own use it too).  Ranges must not
+  // first byte on, and registers it with the NICs (see rdma_registered_mib): READs land there, and the
+  // server takes values from there.  It must stay mapped until it is unregistered.  Ranges must not
   // overlap ones already registered.
   Status RegisterBuffer(void* data, size_t size);
+  // Waits for the calls under way; none may use the buffer.
   Status UnregisterBuffer(void* data);
 
   // --- looking inside ----------------------------------------------------------------------

@@ -23,6 +23,16 @@ TEST(Endpoint, HostsPortsAndOptions) {
   ASSERT_TRUE(ParseUrl("moonpool+unix:///run/my%20pool.sock?timeout_ms=5", &endpoint, &options).ok());
   EXPECT_EQ(endpoint.unix_path, "/run/my pool.sock");
   EXPECT_EQ(options.timeout_ms, 5);
+  ASSERT_TRUE(ParseUrl("moonpool://host?transport=rdma&rdma_devices=mlx5_0%3A1,mlx5_2&rdma_exclude=rxe*&"
+                       "rdma_registered_mib=4096&rdma_staging_mib=0&rdma_sessions=2",
+                       &endpoint, &options)
+                  .ok());
+  EXPECT_EQ(options.transport, Options::TransportChoice::kRdma);
+  EXPECT_EQ(options.rdma_devices, "mlx5_0:1,mlx5_2");
+  EXPECT_EQ(options.rdma_exclude, "rxe*");
+  EXPECT_EQ(options.rdma_registered_mib, 4096);
+  EXPECT_EQ(options.rdma_staging_mib, 0);
+  EXPECT_EQ(options.rdma_sessions, 2);
 }
 
 TEST(Endpoint, SaysWhatIsWrong) {
@@ -41,8 +51,10 @@ TEST(Endpoint, SaysWhatIsWrong) {
       {"moonpool://host?speed=fast", "unknown option 'speed'"},
       {"moonpool://host?connections", "without '='"},
       {"moonpool://host?connections=0", "from 1 to 1024"},
-      {"moonpool://host?transport=pigeon", "auto, shm or tcp"},
+      {"moonpool://host?transport=pigeon", "auto, shm, rdma or tcp"},
       {"moonpool://host?checksum=maybe", "yes or no"},
+      {"moonpool://host?rdma_devices=%zz", "escape in rdma_devices"},
+      {"moonpool://host?rdma_sessions=0", "from 1 to"},
   };
   for (const auto& [url, what] : cases) {
     Endpoint endpoint;

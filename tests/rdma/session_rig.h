@@ -47,7 +47,8 @@ class SessionRig {
     client_nics = *NicSet::Open(fabric.Host("client"), {});
     domains = *Domains::Create(client_nics->devices());
     options.epoch = kEpoch;
-    options.on_closed = [this](uint64_t session) {
+    options.on_lanes = [this](uint64_t session, size_t lanes) {
+      if (lanes > 0) return;
       std::lock_guard lock(mu);
       closed.push_back(session);
       changed.notify_all();

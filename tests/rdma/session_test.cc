@@ -106,8 +106,8 @@ TEST_F(SessionTest, AServiceThatHasStoppedKeepsNobodyWaiting) {
   rig_.service->EndSession(1, [&] { ended = true; });
   EXPECT_TRUE(ended);
   std::optional<Outcome> outcome;
-  rig_.service->Move({1, 2, 0, kRegion, tenant_.region.data(), 10, Transfer::Direction::kRead},
-                     [&](Outcome found, const std::string&) { outcome = found; });
+  rig_.service->Move({{1, 2, 0, kRegion, tenant_.region.data(), 10, Transfer::Direction::kRead}},
+                     [&](auto outcomes, const std::string&) { outcome = outcomes[0]; });
   EXPECT_EQ(outcome, Outcome::kUnreachable);
 }
 
@@ -260,9 +260,9 @@ class ServerMoves : public SessionTest {
     what.session = 1;
     what.region = kRegion;
     std::optional<Outcome> outcome;
-    rig_.service->Move(what, [&](Outcome found, const std::string& why) {
+    rig_.service->Move({what}, [&](auto outcomes, const std::string& why) {
       std::lock_guard lock(rig_.mu);
-      outcome = found;
+      outcome = outcomes[0];
       rig_.error = why;
       rig_.changed.notify_all();
     });
@@ -311,10 +311,10 @@ TEST_F(ServerMoves, TheEndOfTheSessionEndsThem) {
   rig_.fabric.SetSilent("c0", true);
   rig_.fabric.SetSilent("c1", true);
   std::optional<Outcome> outcome;
-  rig_.service->Move({1, 2, 0, kRegion, tenant_.region.data(), 4096, Transfer::Direction::kRead},
-                     [&](Outcome found, const std::string&) {
+  rig_.service->Move({{1, 2, 0, kRegion, tenant_.region.data(), 4096, Transfer::Direction::kRead}},
+                     [&](auto outcomes, const std::string&) {
                        std::lock_guard lock(rig_.mu);
-                       outcome = found;
+                       outcome = outcomes[0];
                        rig_.changed.notify_all();
                      });
   rig_.service->EndSession(1);

@@ -11,8 +11,8 @@ ALLOWED = {
     "storage": {"protocol"},
     "gpu": {"protocol"},
     "rdma": {"protocol", "storage"},
-    "server": {"protocol", "storage"},
-    "client": {"protocol"},
+    "server": {"protocol", "storage", "rdma"},
+    "client": {"protocol", "rdma"},
     "tools": {"protocol", "storage", "client", "gpu", "rdma"},
     "tests": {"protocol", "storage", "server", "client", "tools", "gpu", "rdma"},
 }

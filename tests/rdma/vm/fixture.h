@@ -19,7 +19,8 @@ class VmTest : public testing::Test {
     ServiceOptions options;
     options.epoch = kEpoch;
     options.log = [](const std::string& text) { std::printf("%s\n", text.c_str()); };
-    options.on_closed = [this](uint64_t session) {
+    options.on_lanes = [this](uint64_t session, size_t lanes) {
+      if (lanes > 0) return;
       std::lock_guard lock(mu_);
       closed_.push_back(session);
       changed_.notify_all();

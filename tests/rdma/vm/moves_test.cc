@@ -8,9 +8,9 @@ class VmMoves : public VmTest {
  protected:
   Outcome Move(const BufferTransfer& what) {
     std::optional<Outcome> outcome;
-    service_->Move(what, [&](Outcome found, const std::string& why) {
+    service_->Move({what}, [&](auto outcomes, const std::string& why) {
       std::lock_guard lock(mu_);
-      outcome = found;
+      outcome = outcomes[0];
       why_ = why;
       changed_.notify_all();
     });

@@ -1,0 +1,122 @@
+// ExtentPool: what the background thread does with regions, from faulting them in to giving them up.
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "storage/exporter.h"
+#include "storage/extent_pool.h"
+
+namespace moonpool::storage {
+
+bool ExtentPool::Maintain(uint64_t populate_bytes) {
+  for (const Tier tier : {Tier::kDram, Tier::kCxl}) {
+    if (budget(tier) == nullptr) continue;
+    bool grow;
+    {
+      MutexLock lock(mu_);
+      grow = std::exchange(shared(tier).grow_ahead, false);
+    }
+    if (!grow) continue;
+    // Ahead of need only; when the budget has no room, reservations will find out themselves.
+    [[maybe_unused]] const Status added = AddRegion({Region::Kind::kShared, kNoSession, tier}, 1);
+  }
+  const bool populated = PopulateSlice(populate_bytes);
+  const bool exported = ExportOne();
+  bool gave_up = GiveUpEmpty();
+  if (WithdrawOne()) gave_up |= GiveUpEmpty();
+  return populated || exported || gave_up;
+}
+
+bool ExtentPool::PopulateSlice(uint64_t bytes) {
+  std::shared_ptr<Region> region;
+  uint64_t offset = 0;
+  {
+    MutexLock lock(mu_);
+    for (const auto& [id, candidate] : regions_) {
+      if (!candidate->populating) continue;
+      region = candidate->region;
+      offset = candidate->populated;
+      break;
+    }
+  }
+  if (region == nullptr) return false;
+  const uint64_t length = std::min(bytes, region->bytes() - offset);
+  const bool populated = region->Populate(offset, length);
+  MutexLock lock(mu_);
+  const auto found = regions_.find(region->id());
+  if (found == regions_.end()) return true;
+  PoolRegion& pool_region = *found->second;
+  if (populated) pool_region.populated = offset + length;
+  if (!populated || pool_region.populated == region->bytes()) pool_region.populating = false;
+  return true;
+}
+
+// One at a time, as it takes a tenth of a second per GiB: eviction has its turns in between.
+bool ExtentPool::ExportOne() {
+  if (exporter_ == nullptr) return false;
+  std::shared_ptr<Region> region;
+  {
+    MutexLock lock(mu_);
+    for (const auto& [id, candidate] : regions_) {
+      const bool shared = candidate->region->kind() == Region::Kind::kShared;
+      if (candidate->draining || candidate->export_tried || (!shared && !candidate->sealed) ||
+          candidate->populated < candidate->region->bytes()) {
+        continue;
+      }
+      region = candidate->region;
+      candidate->export_tried = true;
+      candidate->exported = true;  // from here on nobody else gives it up
+      break;
+    }
+  }
+  if (region == nullptr) return false;
+  if (!exporter_->Export(region)) {
+    MutexLock lock(mu_);
+    regions_.at(region->id())->exported = false;
+  }
+  return true;
+}
+
+// Likewise: a client that does not answer is waited for.
+bool ExtentPool::WithdrawOne() {
+  if (exporter_ == nullptr) return false;
+  std::optional<uint32_t> leaving;
+  {
+    MutexLock lock(mu_);
+    for (const auto& [id, region] : regions_) {
+      if (region->draining && region->extents == 0 && region->exported) leaving = id;
+    }
+  }
+  if (!leaving) return false;
+  exporter_->Withdraw(*leaving);
+  MutexLock lock(mu_);
+  regions_.at(*leaving)->exported = false;
+  return true;
+}
+
+bool ExtentPool::GiveUpEmpty() {
+  std::vector<std::shared_ptr<Region>> empty;
+  std::vector<uint32_t> untold;
+  {
+    MutexLock lock(mu_);
+    for (const auto& [id, region] : regions_) {
+      if (!region->draining || region->extents > 0) continue;
+      if (!region->exported) empty.push_back(region->region);
+      if (!std::exchange(region->told_gone, true)) untold.push_back(id);
+    }
+  }
+  if (on_gone_) {
+    for (const uint32_t id : untold) on_gone_(id);
+  }
+  bool any = false;
+  for (const std::shared_ptr<Region>& region : empty) {
+    if (region->kind() == Region::Kind::kArena && !region->ProveNoWriters()) continue;
+    MutexLock lock(mu_);
+    if (regions_.erase(region->id()) == 0) continue;  // another thread was faster
+    budget(region->tier())->ReleaseRegion(region->bytes());
+    any = true;
+  }
+  return any;
+}
+
+}  // namespace moonpool::storage
