@@ -223,18 +223,26 @@ Result<WriteHandle> Tenant::ReserveWith(SessionId session, uint64_t length, int6
   }
   if (scattered()) retire(session);
   const uint64_t most = std::max(length * kEvictionFactor, kEvictionFloor);
-  // Who waits for a value to go down will soon write more: others go with it, so that the disk has
-  // more to do at a time than that one.
   const auto busy = [&] {
-    const double ahead =
-        evict_ratio_.load(std::memory_order_relaxed) * static_cast<double>(budget_.limit());
-    for (int i = 0; taker == Taker::kWrite && i < kEvictionsPerSlice; ++i) {
-      if (static_cast<double>(coming_bytes()) >= ahead || EvictOneBulk(now_ms) == 0) break;
-    }
     return Fail(ErrorCode::kBusy, handle.error().message + " yet: memory is being emptied");
   };
+  // Who waits for a value to go down will soon write more: others go with it, so that the disk has
+  // more to do at a time than that one, but none that upkeep would spare.
+  const auto evict_ahead = [&] {
+    const auto limit = static_cast<double>(budget_.limit());
+    const double ratio = evict_ratio_.load(std::memory_order_relaxed);
+    const double low = (high_watermark_.load(std::memory_order_relaxed) - ratio) * limit;
+    for (int i = 0; i < kEvictionsPerSlice; ++i) {
+      const auto coming = static_cast<double>(coming_bytes());
+      const bool enough = static_cast<double>(budget_.used_bytes()) - coming <= low;
+      if (enough || coming >= ratio * limit || EvictOneBulk(now_ms) == 0) return;
+    }
+  };
   for (uint64_t evicted = 0; evicted < most;) {
-    if (coming_bytes() >= length) return busy();
+    if (coming_bytes() >= length) {
+      if (taker == Taker::kWrite) evict_ahead();
+      return busy();
+    }
     const bool in_vain = evicted >= kFinishFactor * length;
     const bool waits = evicted >= length && Roomy(length) && pool_->Emptying();
     const bool finished = (in_vain || waits) && FinishDraining(now_ms);
