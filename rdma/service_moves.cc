@@ -22,11 +22,16 @@ void Service::StartMove(const std::vector<BufferTransfer>& batch, Done done) {
   Moving moving;
   moving.done = std::move(done);
   moving.pieces.resize(batch.size());
+  // A READ over iWARP takes remote write access to where it lands, which the pool never has.
+  const bool copies = batch[0].direction == Transfer::Direction::kRead &&
+                      std::any_of(nics_.nics().begin(), nics_.nics().end(), [](const Nic& nic) {
+                        return nic.protocol == Protocol::kIwarp;
+                      });
   std::vector<TransferItem> items(batch.size());
   for (size_t i = 0; i < batch.size(); ++i) {
     const BufferTransfer& what = batch[i];
     auto [keys, fresh] = moving.keys.emplace(what.region, nullptr);
-    if (fresh) keys->second = session->memory->Keys(what.region);
+    if (fresh && !copies) keys->second = session->memory->Keys(what.region);
     AddPieces(what, keys->second.get(), &moving.pieces[i]);
     items[i].remote = what.buffer;
     items[i].offset = what.offset;
@@ -40,7 +45,7 @@ void Service::StartMove(const std::vector<BufferTransfer>& batch, Done done) {
   }
 }
 
-// `keys`: null when the region is not registered (yet): the engine stages the bytes.
+// `keys`: null when the region is not registered (yet), or not for this: the engine stages the bytes.
 void Service::AddPieces(const BufferTransfer& what, const Registration* keys,
                         std::vector<LocalPiece>* pieces) {
   if (keys == nullptr) return pieces->push_back({what.data, what.length, nullptr});

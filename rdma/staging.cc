@@ -25,10 +25,18 @@ bool TransferEngine::EnsureStaging() {
 }
 
 // False when all of it is in use.
-bool TransferEngine::Stage(Transfer::Slice* slice) {
+bool TransferEngine::Stage(const Transfer& transfer, Transfer::Slice* slice) {
   if (free_staging_.empty()) return false;
   slice->staging = free_staging_.back();
   free_staging_.pop_back();
+  if (transfer.direction_ == Transfer::Direction::kRead) return true;
+  char* to = staging_.data() + static_cast<uint64_t>(slice->staging) * kStagingBlockBytes;
+  for (uint32_t i = 0; i < slice->pieces; ++i) {
+    const LocalPiece& piece = transfer.pieces_[slice->first_piece + i];
+    std::memcpy(to, piece.data, piece.length);
+    to += piece.length;
+  }
+  counters_.staged_bytes += slice->length;
   return true;
 }
 

@@ -31,6 +31,12 @@ Token TokenBook::Issue(uint64_t session, int64_t now_ms, int64_t lifetime_ms) {
   MutexLock lock(mu_);
   Forget(now_ms);
   entries_[token] = {session, now_ms + lifetime_ms, false};
+  std::deque<Token>& issued = by_session_[session];
+  issued.push_back(token);
+  if (issued.size() > kMostPerSession) {
+    entries_.erase(issued.front());
+    issued.pop_front();
+  }
   return token;
 }
 
@@ -50,9 +56,10 @@ std::optional<RejectReason> TokenBook::Redeem(const Token& token, uint64_t sessi
 
 void TokenBook::Revoke(uint64_t session) {
   MutexLock lock(mu_);
-  for (auto at = entries_.begin(); at != entries_.end();) {
-    at = at->second.session == session ? entries_.erase(at) : std::next(at);
-  }
+  const auto issued = by_session_.find(session);
+  if (issued == by_session_.end()) return;
+  for (const Token& token : issued->second) entries_.erase(token);
+  by_session_.erase(issued);
 }
 
 size_t TokenBook::size() const {

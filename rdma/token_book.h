@@ -6,8 +6,10 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <optional>
+#include <unordered_map>
 
 #include "protocol/mutex.h"
 #include "rdma/wire.h"
@@ -16,6 +18,9 @@ namespace moonpool::rdma {
 
 class TokenBook {
  public:
+  // Of one session; with one more its oldest is void.
+  static constexpr size_t kMostPerSession = 1024;
+
   Token Issue(uint64_t session, int64_t now_ms, int64_t lifetime_ms) EXCLUDES(mu_);
   // Empty: the token is good, and from now on used.
   std::optional<RejectReason> Redeem(const Token& token, uint64_t session, int64_t now_ms)
@@ -34,6 +39,7 @@ class TokenBook {
 
   mutable Mutex mu_;
   std::map<Token, Entry> entries_ GUARDED_BY(mu_);
+  std::unordered_map<uint64_t, std::deque<Token>> by_session_ GUARDED_BY(mu_);
   int64_t next_forget_ms_ GUARDED_BY(mu_) = 0;
 };
 

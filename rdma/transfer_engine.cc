@@ -266,7 +266,7 @@ void TransferEngine::PostSlice(Lane* lane, const Queued& queued, const RemotePar
   Transfer::Slice& slice = transfer->slices_[queued.slice];
   pieces_.clear();
   if (slice.staged) {
-    MOONPOOL_CHECK(Stage(&slice));
+    MOONPOOL_CHECK(Stage(*transfer, &slice));
     const uint64_t at = static_cast<uint64_t>(slice.staging) * kStagingBlockBytes;
     pieces_.push_back({reinterpret_cast<uint64_t>(staging_.data() + at),
                        static_cast<uint32_t>(slice.length),

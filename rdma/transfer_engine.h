@@ -137,7 +137,7 @@ class TransferEngine {
 
   // staging.cc
   bool EnsureStaging();
-  bool Stage(Transfer::Slice* slice);
+  bool Stage(const Transfer& transfer, Transfer::Slice* slice);
   void Unstage(const Transfer& transfer, Transfer::Slice* slice, bool copy);
 
   // generation_checks.cc

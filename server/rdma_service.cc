@@ -19,6 +19,10 @@ namespace {
 // Of the server's own transfers, per session that has any: only what is not registered goes through it.
 constexpr uint64_t kStagingBytes = 1 << 20;
 
+// Upkeep waits so long for clients to let a region go, and with it evictions and whoever waits for
+// memory.  Clients that are reading answer within milliseconds; idle ones have no READ under way.
+constexpr int64_t kWithdrawMs = 250;
+
 // Says what could not be registered, which the pool does not: values there are sent over TCP.
 class LoggedExporter : public storage::Exporter {
  public:
@@ -162,6 +166,7 @@ class RdmaService : public Rdma {
     service.engine.staging_bytes = kStagingBytes;
     service.lanes_per_session = static_cast<size_t>(config.number(Key::kRdmaQueuePairsPerSession));
     service.lanes = static_cast<size_t>(config.number(Key::kRdmaQueuePairs));
+    service.withdraw_ms = kWithdrawMs;
     service.token_lifetime_ms = config.number(Key::kRdmaTokenLifetime) * 1000;
     // Refusals are counted, and anybody on the network can cause them: not at the usual level.
     service.log = [](const std::string& text) { Log(LogLevel::kVerbose, "{}", text); };

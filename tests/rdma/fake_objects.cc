@@ -208,8 +208,11 @@ void FakeConnection::Part() {
   event.connection = other;
   const bool silent = device_ != nullptr && device_->silent;
   if (!silent) {
-    if (other->pair_ != nullptr) fabric_.Break(other->pair_.get());
-    other->events->Push(std::move(event));
+    using Closing = FakeFabric::Closing;
+    if (other->pair_ != nullptr && fabric_.closing_ != Closing::kEventAlone) {
+      fabric_.Break(other->pair_.get());
+    }
+    if (fabric_.closing_ != Closing::kFlushAlone) other->events->Push(std::move(event));
   }
   other->other = nullptr;
   other = nullptr;

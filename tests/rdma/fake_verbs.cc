@@ -252,6 +252,11 @@ void FakeFabric::SetSlowness(const std::string& device, uint32_t slowness) {
   Named(device)->slowness = slowness;
 }
 
+void FakeFabric::SetClosing(Closing closing) {
+  MutexLock lock(mu_);
+  closing_ = closing;
+}
+
 void FakeFabric::SetNeverFlushes(const std::string& device, bool never) {
   MutexLock lock(mu_);
   Named(device)->never_flushes = never;

@@ -55,6 +55,10 @@ class FakeFabric {
   void SetSlowness(const std::string& device, uint32_t slowness);
   // Its queue pairs do not flush when they go into the error state.
   void SetNeverFlushes(const std::string& device, bool never);
+  // What the other side of a connection that goes sees of it, at first: its queue pair flushed, the
+  // event, or both.
+  enum class Closing { kBoth, kFlushAlone, kEventAlone };
+  void SetClosing(Closing closing);
   // Breaks every queue pair of the device, as a link error does.
   void BreakQueuePairs(const std::string& device);
   // The next so many posts to queue pairs of the device are refused.
@@ -117,6 +121,7 @@ class FakeFabric {
   std::vector<std::shared_ptr<FakeDevice>> devices_ GUARDED_BY(mu_);
   std::vector<FakeQueuePair*> pairs_ GUARDED_BY(mu_);  // as they were made
   std::map<uint16_t, FakeConnection*> listeners_ GUARDED_BY(mu_);
+  Closing closing_ GUARDED_BY(mu_) = Closing::kBoth;
   uint32_t next_key_ GUARDED_BY(mu_) = 1000;
   uint16_t next_port_ GUARDED_BY(mu_) = 20000;
   uint32_t next_pair_ GUARDED_BY(mu_) = 1;

@@ -91,6 +91,24 @@ TEST_F(SessionTest, AClientThatClosesIsNoticed) {
   EXPECT_EQ(rig_.service->counters().lanes, 0u);
 }
 
+TEST_F(SessionTest, AClientThatClosesDidNotFailHoweverItIsSeen) {
+  using Closing = test::FakeFabric::Closing;
+  uint64_t session = 0;
+  for (const Closing closing : {Closing::kBoth, Closing::kFlushAlone, Closing::kEventAlone}) {
+    auto client = rig_.Client(++session, tenant_);
+    ASSERT_TRUE(client->Open());
+    rig_.fabric.SetClosing(closing);
+    client = nullptr;
+    EXPECT_TRUE(rig_.WaitClosed(session));
+    rig_.fabric.SetClosing(Closing::kBoth);
+  }
+  EXPECT_EQ(rig_.service->counters().lanes_failed, 0u);
+  // The sessions are not over.
+  auto again = rig_.Client(1, tenant_);
+  EXPECT_TRUE(again->Open());
+  EXPECT_EQ(rig_.Read(*again, tenant_, kRegion, 4096, 9, &to_), Outcome::kDone) << rig_.error;
+}
+
 TEST_F(SessionTest, AServiceThatStopsIsNoticed) {
   auto client = rig_.Client(1, tenant_);
   ASSERT_TRUE(client->Open());
@@ -287,6 +305,53 @@ TEST_F(ServerMoves, BothWays) {
   EXPECT_EQ(test::FirstWrong(buffer_.data() + 100, 700'000, 8), std::nullopt);
   EXPECT_EQ(rig_.service->counters().bytes_read, 700'000u);
   EXPECT_EQ(rig_.service->counters().bytes_written, 700'000u);
+}
+
+TEST_F(ServerMoves, ABatchEndsForEachOnItsOwn) {
+  ASSERT_TRUE(client_->Announce(2, *keys_, kRemoteRead | kRemoteWrite));
+  test::FillKnown(buffer_.data(), 400'000, 8);
+  std::vector<BufferTransfer> batch;
+  for (uint32_t i = 0; i < 8; ++i) {
+    // The fourth is of a buffer that nobody knows.
+    batch.push_back({1, i == 3 ? 99 : 2u, i * 50'000, kRegion, tenant_.region.data() + i * 50'000,
+                     50'000, Transfer::Direction::kRead});
+  }
+  std::vector<Outcome> outcomes;
+  rig_.service->Move(batch, [&](auto found, const std::string& why) {
+    std::lock_guard lock(rig_.mu);
+    outcomes.assign(found.begin(), found.end());
+    rig_.error = why;
+    rig_.changed.notify_all();
+  });
+  ASSERT_TRUE(rig_.WaitFor([&] { return outcomes.size() == 8; }));
+  for (uint32_t i = 0; i < 8; ++i) {
+    EXPECT_EQ(outcomes[i], i == 3 ? Outcome::kNotThere : Outcome::kDone) << i;
+  }
+  EXPECT_THAT(rig_.error, HasSubstr("the buffer"));
+  EXPECT_EQ(rig_.service->counters().bytes_read, 350'000u);
+  EXPECT_EQ(test::FirstWrong(tenant_.region.data(), 150'000, 8), std::nullopt);
+}
+
+TEST_F(ServerMoves, MemoryThatIsNotRegisteredTakesACopy) {
+  ASSERT_TRUE(client_->Announce(2, *keys_, kRemoteRead | kRemoteWrite));
+  std::vector<char> heap(300'000);
+  const auto move = [&](Transfer::Direction direction) {
+    std::optional<Outcome> outcome;
+    rig_.service->Move({{1, 2, 100, 0, heap.data(), heap.size(), direction}},
+                       [&](auto found, const std::string&) {
+                         std::lock_guard lock(rig_.mu);
+                         outcome = found[0];
+                         rig_.changed.notify_all();
+                       });
+    EXPECT_TRUE(rig_.WaitFor([&] { return outcome.has_value(); }));
+    return outcome;
+  };
+  test::FillKnown(heap.data(), heap.size(), 5);
+  EXPECT_EQ(move(Transfer::Direction::kWrite), Outcome::kDone);
+  EXPECT_EQ(test::FirstWrong(buffer_.data() + 100, heap.size(), 5), std::nullopt);
+  std::fill(heap.begin(), heap.end(), 0);
+  EXPECT_EQ(move(Transfer::Direction::kRead), Outcome::kDone);
+  EXPECT_EQ(test::FirstWrong(heap.data(), heap.size(), 5), std::nullopt);
 }
 
 TEST_F(ServerMoves, NotWithABufferThatIsNotKnown) {

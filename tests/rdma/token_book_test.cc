@@ -47,6 +47,18 @@ TEST(TokenBook, TheEndOfASessionEndsItsTokens) {
   EXPECT_EQ(book.Redeem(other, 8, 1), std::nullopt);
 }
 
+TEST(TokenBook, OfManyTokensOfASessionTheLastAreGood) {
+  TokenBook book;
+  const Token of_another = book.Issue(8, 0, kLifetime);
+  const Token first = book.Issue(7, 0, kLifetime);
+  const Token second = book.Issue(7, 0, kLifetime);
+  for (size_t i = 1; i < TokenBook::kMostPerSession; ++i) book.Issue(7, 0, kLifetime);
+  EXPECT_EQ(book.size(), TokenBook::kMostPerSession + 1);
+  EXPECT_EQ(book.Redeem(first, 7, 1), RejectReason::kUnknownToken);
+  EXPECT_EQ(book.Redeem(second, 7, 1), std::nullopt);
+  EXPECT_EQ(book.Redeem(of_another, 8, 1), std::nullopt);
+}
+
 TEST(TokenBook, OldOnesAreForgotten) {
   TokenBook book;
   std::set<Token> all;
