@@ -93,7 +93,8 @@ class RdmaTransport {
   // Opens the NICs, if that was not done.  The message of an error has its cure; while MayTry() is
   // false it is the last one's.
   virtual Status OpenDevices() = 0;
-  // The queue pairs of a channel, at least one of them connected.  `more`: gets another token over
+  // The queue pairs of a channel, at least one of them connected, unless other channels use all that
+  // may be had at a time (Options::rdma_sessions).  `more`: gets another token over
   // the channel; it is called within Open() and RdmaSession::Ready().
   using MoreTokens = std::function<Status(std::string* token)>;
   virtual Status Open(const RdmaOffer& offer, MoreTokens more,

@@ -10,9 +10,9 @@ namespace moonpool::client {
 
 namespace {
 
-// In one command.
+// In one command: the server has memory reserved for all of it at once.
 constexpr size_t kWriteKeys = 128;
-constexpr uint64_t kWriteBytes = 256ull << 20;
+constexpr uint64_t kWriteBytes = 64ull << 20;
 
 struct Placed {
   size_t index;

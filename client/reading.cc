@@ -33,7 +33,8 @@ void AddParts(const Target& target, uint64_t bytes, std::vector<Buffer>* parts) 
   }
   for (const Buffer& piece : target.pieces) {
     const uint64_t part = std::min<uint64_t>(bytes, piece.size);
-    if (part == 0) break;
+    if (bytes == 0) break;
+    if (part == 0) continue;  // an empty piece among others
     parts->push_back({piece.data, part});
     bytes -= part;
   }

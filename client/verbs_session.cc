@@ -56,8 +56,10 @@ bool VerbsSession::Ready() {
       is_new = true;
       return MakeEndpoint();
     });
+    busy_ = !got && got.error().code == ErrorCode::kBusy;
     if (!got) {
       why_ = got.error().message;
+      first_.reset();  // too old when its turn comes
       return false;
     }
     use_ = std::move(*got);

@@ -47,6 +47,8 @@ class VerbsSession final : public RdmaSession {
 
   // Why there is no queue pair, after Ready() was false.
   const std::string& why() const { return why_; }
+  // Nothing failed: other sessions use all that may be had at a time.
+  bool busy() const { return busy_; }
 
   bool Ready() override;
   void Rest() override { use_.Release(); }
@@ -77,6 +79,7 @@ class VerbsSession final : public RdmaSession {
   std::optional<rdma::Token> first_;
   rdma::EndpointCache::Use use_;
   std::string why_;
+  bool busy_ = false;
   bool used_ = false;  // since the last Tend()
 
   Announced announced_;

@@ -110,7 +110,7 @@ Status VerbsTransport::Open(const RdmaOffer& offer, MoreTokens more,
   }
   auto made =
       std::make_unique<VerbsSession>(shared(), std::move(target), *token, std::move(more));
-  if (!made->Ready()) {
+  if (!made->Ready() && !made->busy()) {
     return Failed("no queue pair to the server: " + made->why() +
                   " (rdma_devices and rdma_exclude choose NICs; both sides' must reach each other)");
   }

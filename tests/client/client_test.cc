@@ -115,7 +115,7 @@ TEST_P(ClientTest, ScatterAndGather) {
   ASSERT_TRUE(client_->Get(key, &got).ok());
   EXPECT_TRUE(got == value);
   std::string a(123456, '\0'), b(7, '\0'), c(200000, 'x');
-  const std::vector<Buffer> into = {{a.data(), a.size()}, {b.data(), b.size()},
+  const std::vector<Buffer> into = {{a.data(), a.size()}, {b.data(), 0}, {b.data(), b.size()},
                                     {c.data(), c.size()}};
   const auto result = client_->BatchGetIntoMulti(std::span(&key, 1), std::span(&into, 1))[0];
   ASSERT_TRUE(result.ok()) << result.message;

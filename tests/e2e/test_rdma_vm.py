@@ -1,4 +1,7 @@
-"""RDMA for real: the tests that need devices, inside tools/rdma-vm, all in one boot."""
+"""RDMA for real: the tests that need devices, inside tools/rdma-vm, in as few boots as can be.
+
+moonpool-rdma-vm-tests drives rdma/, moonpool-client-vm-tests libmoonpool and a real server.
+"""
 import json
 import subprocess
 
@@ -8,6 +11,9 @@ from conftest import BUILD, ROOT, sanitized
 
 VM = ROOT / "tools" / "rdma-vm"
 TESTS = BUILD / "tests" / "moonpool-rdma-vm-tests"
+CLIENT_TESTS = BUILD / "tests" / "moonpool-client-vm-tests"
+SERVER = BUILD / "server" / "moonpool-server"
+BENCH = BUILD / "tools" / "moonpool-bench"
 PEER = BUILD / "tests" / "moonpool-rdma-peer"
 SET_UP = "tools/rdma-vm setup --backend uml"
 
@@ -38,34 +44,41 @@ def vm():
 
 
 def listed_tests():
-    """Names of the tests in the executable; one when it cannot be asked, which is skipped then."""
+    """Names of the tests in the executables; one when they cannot be asked, which is skipped then."""
     if why_not():
         return ["any"]
-    listed = subprocess.run([TESTS, "--gtest_list_tests"], capture_output=True, text=True, check=True)
     names, suite = [], ""
-    for line in listed.stdout.splitlines():
-        if line.endswith(".") and not line.startswith(" "):
-            suite = line
-        elif line.startswith("  "):
-            names.append(suite + line.split("#")[0].strip())
-    return names
+    for tests in (TESTS, CLIENT_TESTS):
+        listed = subprocess.run([tests, "--gtest_list_tests"], capture_output=True, text=True,
+                                check=True)
+        for line in listed.stdout.splitlines():
+            if line.endswith(".") and not line.startswith(" "):
+                suite = line
+            elif line.startswith("  "):
+                names.append(suite + line.split("#")[0].strip())
+    return [name for name in names if not name.startswith("VmOtherHost.")]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What each test said: one boot for all."""
+    """What each test said.  A link that went down leaves its device useless: last, in a boot for each."""
     folder = tmp_path_factory.mktemp("vm")
-    # A link that went down leaves its device useless: those come last.
-    script = (f"{TESTS} --gtest_filter=-VmLinkFailure.* --gtest_output=json:first.json;"
-              f"{TESTS} --gtest_filter=VmLinkFailure.* --gtest_output=json:last.json")
-    ran = run_vm(folder, "bash", "-c", script, options=("--nics", "2", "--share", str(BUILD)))
+    first = (f"{TESTS} --gtest_filter=-VmLinkFailure.* --gtest_output=json:rdma.json;"
+             f"{CLIENT_TESTS} --gtest_filter=-VmClientLinkFailure.*:VmOtherHost.* "
+             "--gtest_output=json:client.json;"
+             f"{TESTS} --gtest_filter=VmLinkFailure.* --gtest_output=json:rdma-link.json")
+    last = f"{CLIENT_TESTS} --gtest_filter=VmClientLinkFailure.* --gtest_output=json:client-link.json"
+    said = ""
+    for script in (first, last):
+        ran = run_vm(folder, "bash", "-c", script, options=("--nics", "2", "--share", str(BUILD)),
+                     seconds=900)
+        said += f"({ran.returncode})\n{ran.stdout[-3000:]}\n{ran.stderr[-1000:]}"
     cases = {}
-    for name in ("first.json", "last.json"):
+    for name in ("rdma.json", "client.json", "rdma-link.json", "client-link.json"):
         try:
             report = json.loads((folder / name).read_text())
         except (OSError, ValueError):
-            pytest.fail(f"the tests died in the virtual machine ({ran.returncode}):\n"
-                        f"{ran.stdout[-3000:]}\n{ran.stderr[-1000:]}")
+            pytest.fail(f"the tests died in the virtual machine: no {name}; {said}")
         for suite in report["testsuites"]:
             for case in suite["testsuite"]:
                 if case.get("result") != "SUPPRESSED":
@@ -109,3 +122,31 @@ def test_two_guests_on_a_wire(tmp_path):
     ran = run_vm(tmp_path, "bash", "-c", script, options=("--vms", "2", "--share", str(BUILD)))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "[1] it says: reading" in ran.stdout, ran.stdout + ran.stderr
+
+
+def test_a_client_of_another_guest(tmp_path):
+    # Auto finds no shared memory there, and takes RDMA.
+    script = f"""
+        if [ $RDMA_RANK = 0 ]; then
+            {SERVER} --bind $RDMA_ADDR --port 6390 --protected-mode no --maxmemory 128mb > log 2>&1 & server=$!
+            until [ -e done ]; do sleep 0.05; done
+            kill $server; wait $server
+        else
+            MOONPOOL_URL="moonpool://$RDMA_PEER_ADDR:6390" \\
+                {CLIENT_TESTS} --gtest_filter=VmOtherHost.* --gtest_brief=1; status=$?
+            touch done; exit $status
+        fi"""
+    ran = run_vm(tmp_path, "bash", "-c", script, options=("--vms", "2", "--share", str(BUILD)))
+    assert ran.returncode == 0, ran.stdout + ran.stderr + (tmp_path / "log").read_text()
+    assert "PASSED  ] 1 test" in ran.stdout, ran.stdout + ran.stderr
+
+
+def test_bench(tmp_path):
+    ran = run_vm(tmp_path, BENCH, "rdma", "--quick", "--reps", "1", "--rows", "get-|server-cpu|recovery",
+                 "--fail-nic", "rig1", "--json", "report.json",
+                 options=("--nics", "2", "--share", str(BUILD)), seconds=400)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [row["id"] for row in report["rows"]] == ["get-1m", "get-4k", "server-cpu", "recovery"]
+    # How far is for whoever reads the figures; that it works at all is for a test.
+    assert all(row["ours"] > 0 for row in report["rows"][:3])

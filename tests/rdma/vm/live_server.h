@@ -105,8 +105,8 @@ class LiveServer {
     port_ = next_port++;
     const auto self = std::filesystem::read_symlink("/proc/self/exe");
     std::vector<std::string> words{self.parent_path().parent_path() / "server" / "moonpool-server",
-                                   "--port", std::to_string(port_), "--maxmemory", "640mb",
-                                   "--region-size", "160mb", "--rdma", "yes", "--io-threads", "2",
+                                   "--port", std::to_string(port_), "--maxmemory", "192mb",
+                                   "--region-size", "32mb", "--rdma", "yes", "--io-threads", "2",
                                    "--logfile", "server-" + std::to_string(port_) + ".log"};
     words.insert(words.end(), flags.begin(), flags.end());
     std::vector<char*> arguments;
