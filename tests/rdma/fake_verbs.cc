@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "protocol/seqlock.h"
 #include "tests/rdma/fake_objects.h"
 
 namespace moonpool::rdma::test {
@@ -189,7 +190,8 @@ Completion::Status FakeFabric::Carry(FakeQueuePair* pair, Slot* slot) {
       return Status::kLocalError;
     }
     if (read) {
-      std::memcpy(local, remote + at, piece.length);
+      // What is read may be written meanwhile, as with a real NIC.
+      protocol::RacyCopy(local, remote + at, piece.length);
     } else {
       std::memcpy(remote + at, local, piece.length);
     }

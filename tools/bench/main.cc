@@ -182,7 +182,7 @@ void AddGpu(CLI::App* app, GpuModeOptions* options) {
 
 #ifdef MOONPOOL_HAVE_RDMA
 void AddRdma(CLI::App* app, RdmaModeOptions* options) {
-  AddOutput(app, &options->common);
+  AddCommon(app, &options->common, false);
   app->add_option("--devices", options->devices, "only these devices, with commas; * stands for any");
   app->add_option("--exclude", options->exclude, "not these");
   app->add_option("--rows", options->rows, "only rows whose id or name matches this expression");
@@ -222,7 +222,7 @@ int main(int argc, char** argv) {
          &gpu);
 #ifdef MOONPOOL_HAVE_RDMA
   RdmaModeOptions rdma;
-  AddRdma(app.add_subcommand("rdma", "batched reads beside the device's own READ loop"), &rdma);
+  AddRdma(app.add_subcommand("rdma", "batched reads beside the device's own READ loop, over a server and over none"), &rdma);
 #endif
   CLI11_PARSE(app, argc, argv);
   std::string command_line;

@@ -1,7 +1,8 @@
-// `moonpool-bench rdma`: batched reads of a pool beside the device's own READ loop, in one run.
+// `moonpool-bench rdma`: batched reads beside the device's own READ loop, in one run.
 //
-// Pool, service and reader are in this process: nothing but descriptors is left out of what a
-// client on another host does.  Both sides read the same bytes in the same order.
+// Values are read by libmoonpool from a server process that it starts; the raw loop, and the rows
+// about the engine alone, read a pool in this process with the same values.  Both sides read in the
+// same order.
 #pragma once
 
 #include <string>
