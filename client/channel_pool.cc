@@ -168,7 +168,9 @@ void ClientImpl::VisitQueuePairs(const std::function<void(RdmaSession&)>& visit)
 void ClientImpl::Housekeep() {
   std::vector<pollfd> polls;
   std::vector<std::shared_ptr<Channel>> channels;
-  const std::function<bool(Channel&)> owes = [](Channel& channel) { return channel.has_releases(); };
+  const std::function<bool(Channel&)> owes = [](Channel& channel) {
+    return channel.has_releases();
+  };
   for (;;) {
     channels.clear();
     polls.assign(1, {wake_fd_.get(), POLLIN, 0});

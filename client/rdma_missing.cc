@@ -6,7 +6,8 @@ namespace moonpool::client {
 namespace {
 
 constexpr const char* kWhy =
-    "this libmoonpool was built without RDMA: install libibverbs-dev and librdmacm-dev (rdma-core-devel) "
+    "this libmoonpool was built without RDMA: install libibverbs-dev and librdmacm-dev "
+    "(rdma-core-devel) "
     "and configure it with -DMOONPOOL_RDMA=ON, or use transport=auto";
 
 class NoRdma final : public RdmaTransport {

@@ -39,7 +39,7 @@ class RdmaSession {
  public:
   virtual ~RdmaSession() = default;
 
-  // Between commands: connects what may be connected again, for which it may ask for tokens.  False:
+  // Between commands: connects what may be connected again, for which it may ask for tokens. False:
   // there is no queue pair now.
   virtual bool Ready() = 0;
   // The channel is not used for a while: another session may have the queue pairs.
@@ -93,9 +93,9 @@ class RdmaTransport {
   // Opens the NICs, if that was not done.  The message of an error has its cure; while MayTry() is
   // false it is the last one's.
   virtual Status OpenDevices() = 0;
-  // The queue pairs of a channel, at least one of them connected, unless other channels use all that
-  // may be had at a time (Options::rdma_sessions).  `more`: gets another token over
-  // the channel; it is called within Open() and RdmaSession::Ready().
+  // The queue pairs of a channel, at least one of them connected, unless other channels use all
+  // that may be had at a time (Options::rdma_sessions).  `more`: gets another token over the
+  // channel; it is called within Open() and RdmaSession::Ready().
   using MoreTokens = std::function<Status(std::string* token)>;
   virtual Status Open(const RdmaOffer& offer, MoreTokens more,
                       std::unique_ptr<RdmaSession>* session) = 0;

@@ -1,8 +1,8 @@
 // ClientImpl: values that the server reads out of this process's memory (KV.WRITE).
 //
-// What lies in a registered buffer is read from there.  The rest is copied into registered memory of
-// the session first: one copy that costs less than the two and the protocol work of a socket.  What
-// is larger than that memory goes over tcp.
+// What lies in a registered buffer is read from there.  The rest is copied into registered memory
+// of the session first: one copy that costs less than the two and the protocol work of a socket.
+// What is larger than that memory goes over tcp.
 #include "client/client_impl.h"
 #include "client/errors.h"
 

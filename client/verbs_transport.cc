@@ -62,9 +62,10 @@ Result<std::shared_ptr<VerbsShared>> VerbsTransport::OpenLibrary() {
   int64_t opener = kNobody;
   const bool first = opened_under.compare_exchange_strong(opener, forks);
   if (!first && opener != forks) {
-    return Fail(ErrorCode::kUnavailable,
-                "this process was forked from one that uses RDMA, and cannot: start it with exec, or "
-                "connect first in the child");
+    return Fail(
+        ErrorCode::kUnavailable,
+        "this process was forked from one that uses RDMA, and cannot: start it with exec, or "
+        "connect first in the child");
   }
   auto verbs = library_();
   if (!verbs) {
@@ -108,11 +109,11 @@ Status VerbsTransport::Open(const RdmaOffer& offer, MoreTokens more,
     const auto protocol = ParseProtocol(nic.protocol);
     if (protocol) target.nics.push_back({nic.name, nic.addresses, *protocol, nic.speed_mbps});
   }
-  auto made =
-      std::make_unique<VerbsSession>(shared(), std::move(target), *token, std::move(more));
+  auto made = std::make_unique<VerbsSession>(shared(), std::move(target), *token, std::move(more));
   if (!made->Ready() && !made->busy()) {
-    return Failed("no queue pair to the server: " + made->why() +
-                  " (rdma_devices and rdma_exclude choose NICs; both sides' must reach each other)");
+    return Failed(
+        "no queue pair to the server: " + made->why() +
+        " (rdma_devices and rdma_exclude choose NICs; both sides' must reach each other)");
   }
   *session = std::move(made);
   MutexLock lock(mu_);

@@ -26,8 +26,8 @@ class VerbsTransport final : public RdmaTransport {
 
   bool MayTry() override EXCLUDES(mu_);
   Status OpenDevices() override EXCLUDES(open_mu_, mu_);
-  Status Open(const RdmaOffer& offer, MoreTokens more, std::unique_ptr<RdmaSession>* session) override
-      EXCLUDES(open_mu_, mu_);
+  Status Open(const RdmaOffer& offer, MoreTokens more,
+              std::unique_ptr<RdmaSession>* session) override EXCLUDES(open_mu_, mu_);
   void Declare(void* data, size_t bytes) override EXCLUDES(mu_);
   void Withdraw(void* data) override EXCLUDES(mu_);
   uint64_t registered_bytes() const override EXCLUDES(mu_);

@@ -6,8 +6,8 @@
 //   std::string value;
 //   client->Get("key", &value);
 //
-// Large values move through shared memory when client and server are on one host, by RDMA where both
-// have NICs for it, and over RESP ("tcp") otherwise; every plain Redis client sees the same values.
+// Large values move through shared memory when client and server are on one host, by RDMA where
+// both have NICs for it, and over RESP ("tcp") otherwise; plain Redis clients see the same values.
 // A call on shared memory costs one round trip for the descriptors and one copy by the caller's own
 // thread, one over RDMA the round trip and READs straight into the caller's buffers; the server's
 // processor touches no payload byte.
@@ -106,15 +106,15 @@ struct Options {
   // waits for company at most this long, and less when round trips are short; 0: never.
   int gather_us = 0;
   int gather_keys = 128;         // a batch goes out at once when it has so many keys
-  // NICs, as patterns with commas between: "mlx5_*", "mlx5_0:1" (a port).  rdma_devices: only these;
-  // empty: all that are up.  rdma_exclude has the last word.
+  // NICs, as patterns with commas between: "mlx5_*", "mlx5_0:1" (a port).  rdma_devices: only
+  // these; empty: all that are up.  rdma_exclude has the last word.
   std::string rdma_devices = {};
   std::string rdma_exclude = {};
   // Of RegisterBuffer()ed memory so much is pinned for the NICs at a time, what was used least
   // lately goes first; transfers into the rest pass through 8 MiB of the library's.
   int rdma_registered_mib = 64 * 1024;
-  // Pinned per connection that writes: values that are not in registered buffers are put through it.
-  // Larger ones go over tcp.
+  // Pinned per connection that writes: values that are not in registered buffers are put through
+  // it.  Larger ones go over tcp.
   int rdma_staging_mib = 16;
   int rdma_sessions = 64;        // most connections that have queue pairs at a time
 };
@@ -254,9 +254,9 @@ class MOONPOOL_API Client {
 
   // --- buffers -----------------------------------------------------------------------------
   // Faults the memory in and remembers it, so that transfers into it run at full speed from the
-  // first byte on, and registers it with the NICs (see rdma_registered_mib): READs land there, and the
-  // server takes values from there.  It must stay mapped until it is unregistered.  Ranges must not
-  // overlap ones already registered.
+  // first byte on, and registers it with the NICs (see rdma_registered_mib): READs land there, and
+  // the server takes values from there.  It must stay mapped until it is unregistered.  Ranges must
+  // not overlap ones already registered.
   Status RegisterBuffer(void* data, size_t size);
   // Waits for the calls under way; none may use the buffer.
   Status UnregisterBuffer(void* data);

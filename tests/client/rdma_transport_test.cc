@@ -1,5 +1,5 @@
-// libmoonpool and a server over RDMA on a double of the NICs (tests/rdma/fake_verbs.h), both in this
-// process: what sanitizers and mutations can see.  With real devices: tests/client/vm.
+// libmoonpool and a server over RDMA on a double of the NICs (tests/rdma/fake_verbs.h), both in
+// this process: what sanitizers and mutations can see.  With real devices: tests/client/vm.
 #include <atomic>
 #include <random>
 #include <thread>
@@ -32,13 +32,11 @@ class RdmaTransportTest : public testing::Test {
   ~RdmaTransportTest() override { rdma::ReplaceVerbs(nullptr); }
 
   void StartServer(LiveServer::Settings settings = {}, int port = 0) {
-    rdma::ReplaceVerbs([this]() -> Result<std::unique_ptr<rdma::Verbs>> {
-      return fabric_.Host("server");
-    });
+    rdma::ReplaceVerbs(
+        [this]() -> Result<std::unique_ptr<rdma::Verbs>> { return fabric_.Host("server"); });
     server_ = std::make_unique<LiveServer>(settings, port);
-    rdma::ReplaceVerbs([this]() -> Result<std::unique_ptr<rdma::Verbs>> {
-      return fabric_.Host("client");
-    });
+    rdma::ReplaceVerbs(
+        [this]() -> Result<std::unique_ptr<rdma::Verbs>> { return fabric_.Host("client"); });
   }
   std::unique_ptr<Client> Connect(const std::string& options = "") {
     return server_->Connect("transport=rdma" + (options.empty() ? "" : "&" + options));
@@ -197,9 +195,8 @@ TEST_F(RdmaTransportTest, AServerNobodyReachesIsLeftAloneForAWhile) {
   ASSERT_TRUE(client->Get("k", &got).ok());
   EXPECT_TRUE(got == value);
   for (const char* device : {"s0", "s1"}) fabric_.SetPort(device, true);
-  EXPECT_TRUE(Eventually([&] {
-    return client->Get("k", &got).ok() && client->transport() == Transport::kRdma;
-  }));
+  EXPECT_TRUE(Eventually(
+      [&] { return client->Get("k", &got).ok() && client->transport() == Transport::kRdma; }));
   EXPECT_EQ(client->stats().rdma_error, "");
   std::unique_ptr<Client> other;
   for (const char* device : {"s0", "s1"}) fabric_.SetPort(device, false);
@@ -210,7 +207,9 @@ TEST_F(RdmaTransportTest, AServerNobodyReachesIsLeftAloneForAWhile) {
 
 // Extents are reused under readers: what they get is one whole version, or nothing.
 TEST_F(RdmaTransportTest, NoWrongBytesUnderEviction) {
-  StartServer({{"maxmemory", "40mb"}, {"region-size", "8mb"}, {"arena-size", "4mb"},
+  StartServer({{"maxmemory", "40mb"},
+               {"region-size", "8mb"},
+               {"arena-size", "4mb"},
                {"lease-default", "1"}});
   constexpr size_t kKeys = 60;
   constexpr size_t kMost = 800'000;

@@ -7,7 +7,9 @@
 namespace moonpool::client {
 namespace {
 
-bool HasRdma() { return std::filesystem::exists("/dev/infiniband"); }
+bool HasRdma() {
+  return std::filesystem::exists("/dev/infiniband");
+}
 
 TEST(TransportChoice, RdmaWithoutANicIsAnErrorWithItsCure) {
   if (HasRdma()) GTEST_SKIP() << "this machine has RDMA";

@@ -61,7 +61,9 @@ double RawRate::By(RawReader::Waits waits, double seconds) {
 
 namespace {
 
-std::string NameOf(uint32_t number) { return "rdma:" + std::to_string(number); }
+std::string NameOf(uint32_t number) {
+  return "rdma:" + std::to_string(number);
+}
 
 void Need(const client::Status& status) {
   if (!status.ok()) throw Failure(status.message);
@@ -107,7 +109,9 @@ void ServerReader::Move(const std::vector<uint32_t>& numbers, bool write) {
   for (const client::KeyResult& result : results) {
     if (!result.ok()) throw Failure("a value was not moved: " + result.message);
     if (strict_ && result.transport != transport_) {
-      throw Failure("a value went over another transport");
+      throw Failure("a value of " + std::to_string(result.bytes) +
+                    " bytes went over another transport, " + std::to_string(stats().fallbacks) +
+                    " fell back " + stats().rdma_error);
     }
   }
 }

@@ -21,7 +21,8 @@ namespace moonpool::bench {
 
 // Batches of random values: neighbours in the pool are rarely neighbours in a batch.
 std::vector<std::vector<uint32_t>> Batches(size_t values, size_t batch, size_t count);
-// Of read(batches), called until it takes about that long: the clock itself may cost more than a batch.
+// Of read(batches), called until it takes about that long: the clock itself may cost more than a
+// batch.
 double GigabytesPerSecond(const std::function<void(size_t)>& read, uint64_t batch_bytes,
                           double seconds);
 // The device's own figure, of two ways to wait the better one.
@@ -88,14 +89,17 @@ class RdmaServerRows {
   void Recovery();
 
  private:
-  TestServer& server();
+  enum class Nics { kOne, kAll };
+  // Without keys.
+  TestServer& Server(Nics nics);
+  std::string OneNic() const;  // options of a URL
   double seconds() const { return options_.common.quick ? 0.5 : 2; }
 
   const RdmaModeOptions& options_;
   const int reps_;
   RdmaPool& pool_;
   MeasuredRows& rows_;
-  std::unique_ptr<TestServer> server_;
+  std::unique_ptr<TestServer> servers_[2];
 };
 
 }  // namespace moonpool::bench

@@ -37,8 +37,9 @@ struct StatLine {
 bool ReadStat(const std::string& pid, StatLine* line) {
   std::FILE* file = std::fopen(("/proc/" + pid + "/stat").c_str(), "re");
   if (file == nullptr) return false;
-  const int found = std::fscanf(file, "%*d (%63[^)]) %*c %*d %*d %*d %*d %*d %lu %*u %*u %*u %*u %lu %lu",
-                                line->name, &line->flags, &line->user_ticks, &line->system_ticks);
+  const int found =
+      std::fscanf(file, "%*d (%63[^)]) %*c %*d %*d %*d %*d %*d %lu %*u %*u %*u %*u %lu %lu",
+                  line->name, &line->flags, &line->user_ticks, &line->system_ticks);
   std::fclose(file);
   return found == 4;
 }
@@ -51,7 +52,8 @@ double KernelWorkers() {
   double seconds = 0;
   while (const dirent* entry = readdir(folder)) {
     StatLine line;
-    if (entry->d_name[0] < '0' || entry->d_name[0] > '9' || !ReadStat(entry->d_name, &line)) continue;
+    const bool process = entry->d_name[0] >= '0' && entry->d_name[0] <= '9';
+    if (!process || !ReadStat(entry->d_name, &line)) continue;
     if (std::string_view(line.name).starts_with("kworker") ||
         std::string_view(line.name).starts_with("ksoftirqd")) {
       seconds += CpuSeconds(std::atoi(entry->d_name));
@@ -73,25 +75,31 @@ RdmaServerRows::RdmaServerRows(const RdmaModeOptions& options, int reps, RdmaPoo
                                MeasuredRows& rows)
     : options_(options), reps_(reps), pool_(pool), rows_(rows) {}
 
-TestServer& RdmaServerRows::server() {
-  if (server_ == nullptr) {
-    server_ = TestServer::StartMoonpool(
+TestServer& RdmaServerRows::Server(Nics nics) {
+  std::unique_ptr<TestServer>& server = servers_[nics == Nics::kOne ? 0 : 1];
+  if (server == nullptr) {
+    // A client with one NIC would look for ways to the others, too.
+    const bool one = nics == Nics::kOne;
+    server = TestServer::StartMoonpool(
         FindMoonpoolServer(options_.common.server),
-        {"--maxmemory", "512mb", "--region-size", "256mb", "--bulk-threshold", "4kb", "--rdma", "yes",
-         "--rdma-devices", options_.devices, "--rdma-exclude", options_.exclude});
-    server_->WaitUntilPopulated();
+        {"--maxmemory", "320mb", "--region-size", "256mb", "--bulk-threshold", "4kb", "--rdma",
+         "yes", "--rdma-devices", one ? pool_.nics().nics()[0].name() : options_.devices,
+         "--rdma-exclude", one ? "" : options_.exclude});
+    server->WaitUntilPopulated();
   }
-  return *server_;
+  server->RemoveAllKeys();
+  return *server;
+}
+
+std::string RdmaServerRows::OneNic() const {
+  return "transport=rdma&connections=1&rdma_devices=" + pool_.nics().nics()[0].name();
 }
 
 void RdmaServerRows::Reads(std::string_view id, uint64_t bytes, size_t batch, size_t values,
                            uint64_t session) {
   if (!rows_.Wants(id)) return;
-  server().RemoveAllKeys();
   const uint64_t batch_bytes = bytes * batch;
-  ServerReader reader(server(),
-                      "transport=rdma&connections=1&rdma_devices=" + pool_.nics().nics()[0].name(),
-                      batch_bytes);
+  ServerReader reader(Server(Nics::kOne), OneNic(), batch_bytes);
   reader.Fill(bytes, values);
   pool_.Fill(bytes, values);
   const auto batches = Batches(values, batch, 64);
@@ -122,10 +130,10 @@ void RdmaServerRows::Reads(std::string_view id, uint64_t bytes, size_t batch, si
 
 void RdmaServerRows::Writes() {
   if (!rows_.Wants("put-1m")) return;
-  server().RemoveAllKeys();
   constexpr size_t kBatch = 32;
-  ServerReader rdma(server(), "transport=rdma&connections=1", kBatch * kMiB);
-  ServerReader tcp(server(), "transport=tcp&connections=1", kBatch * kMiB);
+  const TestServer& server = Server(Nics::kOne);
+  ServerReader rdma(server, OneNic(), kBatch * kMiB);
+  ServerReader tcp(server, "transport=tcp&connections=1", kBatch * kMiB);
   const auto numbers = Batches(kBatch, kBatch, 1).front();
   rdma.Fill(kMiB, kBatch);
   tcp.Fill(kMiB, kBatch);
@@ -145,25 +153,25 @@ void RdmaServerRows::Writes() {
 
 void RdmaServerRows::Processor() {
   if (!rows_.Wants("server-cpu")) return;
-  server().RemoveAllKeys();
   constexpr size_t kValues = 128;
   constexpr size_t kBatch = 32;
-  ServerReader rdma(server(), "transport=rdma&connections=1", kBatch * kMiB);
-  ServerReader tcp(server(), "transport=tcp&connections=1", kBatch * kMiB);
+  const TestServer& server = Server(Nics::kOne);
+  ServerReader rdma(server, OneNic(), kBatch * kMiB);
+  ServerReader tcp(server, "transport=tcp&connections=1", kBatch * kMiB);
   rdma.Fill(kMiB, kValues);
   tcp.Use(kMiB);
   const auto batches = Batches(kValues, kBatch, 64);
-  const std::string pid = std::to_string(server().pid());
+  const std::string pid = std::to_string(server.pid());
   // Per GB read.
   const auto spent = [&](ServerReader& reader, size_t count) {
     StatLine before, after;
     ReadStat(pid, &before);
-    const double server_before = CpuSeconds(server().pid());
+    const double server_before = CpuSeconds(server.pid());
     const double workers_before = KernelWorkers();
     for (size_t i = 0; i < count; ++i) reader.Read(batches[i % batches.size()]);
     const double gigabytes = static_cast<double>(count * kBatch * kMiB) / 1e9;
     Spent result;
-    result.server = (CpuSeconds(server().pid()) - server_before) / gigabytes;
+    result.server = (CpuSeconds(server.pid()) - server_before) / gigabytes;
     result.workers = (KernelWorkers() - workers_before) / gigabytes;
     ReadStat(pid, &after);
     const auto user = static_cast<double>(after.user_ticks - before.user_ticks);
@@ -171,7 +179,7 @@ void RdmaServerRows::Processor() {
     result.user_share = user + system > 0 ? user / (user + system) : 0;
     return result;
   };
-  const size_t count = options_.common.quick ? 30 : 100;
+  const size_t count = options_.common.quick ? 10 : 100;
   spent(rdma, 4);
   spent(tcp, 4);
   Spent over_rdma, over_tcp;
@@ -197,13 +205,10 @@ void RdmaServerRows::Processor() {
 void RdmaServerRows::TwoNics() {
   if (!rows_.Wants("two-nics") || pool_.nics().nics().size() < 2) return;
   constexpr uint64_t kBytes = 16 * kMiB;
-  server().RemoveAllKeys();
-  ServerReader one(server(),
-                   "transport=rdma&connections=1&rdma_devices=" + pool_.nics().nics()[0].name(),
-                   4 * kBytes);
-  ServerReader two(server(), "transport=rdma&connections=1", 4 * kBytes);
+  ServerReader one(Server(Nics::kOne), OneNic(), 4 * kBytes);
+  ServerReader two(Server(Nics::kAll), "transport=rdma&connections=1", 4 * kBytes);
   one.Fill(kBytes, 4);
-  two.Use(kBytes);
+  two.Fill(kBytes, 4);
   const std::vector<uint32_t> numbers = {0, 1, 2, 3};
   const auto per_second = [&](ServerReader& reader) {
     const int times = options_.common.quick ? 1 : 3;
@@ -223,8 +228,7 @@ void RdmaServerRows::Recovery() {
   if (!rows_.Wants("recovery") || options_.fail_nic.empty()) return;
   if (pool_.nics().nics().size() < 2) throw Failure("--fail-nic needs two NICs");
   constexpr uint64_t kBytes = 4 * kMiB;
-  server().RemoveAllKeys();
-  ServerReader two(server(), "transport=rdma&connections=1", kBytes);
+  ServerReader two(Server(Nics::kAll), "transport=rdma&connections=1", kBytes);
   two.Fill(kBytes, 1);
   two.Tolerate();
   const std::vector<uint32_t> numbers = {0};

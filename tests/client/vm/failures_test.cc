@@ -189,10 +189,10 @@ TEST(VmClientFailures, NoWrongBytesUnderEviction) {
   EXPECT_EQ(bad, 0u);
   EXPECT_GT(good, 100u);
   EXPECT_GT(stats[0].rdma.values_read + stats[1].rdma.values_read, 100u);
-  std::printf("%llu values read, %llu of them again because they changed\n",
-              static_cast<unsigned long long>(good.load()),
-              static_cast<unsigned long long>(stats[0].generation_retries +
-                                              stats[1].generation_retries));
+  std::printf(
+      "%llu values read, %llu of them again because they changed\n",
+      static_cast<unsigned long long>(good.load()),
+      static_cast<unsigned long long>(stats[0].generation_retries + stats[1].generation_retries));
 }
 
 // A session of a RESP connection of its own, and what its queue pairs need.
@@ -229,8 +229,8 @@ class RawSession {
     const auto token = rdma::ParseToken(text);
     EXPECT_TRUE(token.has_value()) << text;
     auto endpoint = std::make_unique<rdma::Endpoint>(
-        *shared_.nics, *shared_.domains, target,
-        [&]() -> Result<rdma::Token> { return *token; }, rdma::EndpointOptions());
+        *shared_.nics, *shared_.domains, target, [&]() -> Result<rdma::Token> { return *token; },
+        rdma::EndpointOptions());
     const auto opened = endpoint->Open();
     kept_.push_back(std::move(endpoint));
     return opened ? "" : opened.error().message;

@@ -40,15 +40,17 @@ class ServerProcess {
   }
   // On the port of before.
   void Start() {
-    std::vector<std::string> command = {bench::FindMoonpoolServer(""), "--port",
-                                        std::to_string(port_),        "--bind",
-                                        "127.0.0.1",                  "--maxmemory",
+    std::vector<std::string> command = {bench::FindMoonpoolServer(""),
+                                        "--port",
+                                        std::to_string(port_),
+                                        "--bind",
+                                        "127.0.0.1",
+                                        "--maxmemory",
                                         "700mb"};
     command.insert(command.end(), flags_.begin(), flags_.end());
     process_ = std::make_unique<bench::ChildProcess>(command);
-    ASSERT_TRUE(Eventually([&] {
-      return !process_->running() || bench::RedisConnection::CanConnect(port_);
-    }));
+    ASSERT_TRUE(Eventually(
+        [&] { return !process_->running() || bench::RedisConnection::CanConnect(port_); }));
     ASSERT_TRUE(process_->running()) << process_->Output();
   }
   void Signal(int number) { kill(process_->pid(), number); }

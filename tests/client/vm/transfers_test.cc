@@ -12,7 +12,9 @@ class VmClient : public testing::Test {
   std::unique_ptr<Client> client_ = server_.Connect();
 };
 
-Transport Expected(size_t bytes) { return bytes < kThreshold ? Transport::kTcp : Transport::kRdma; }
+Transport Expected(size_t bytes) {
+  return bytes < kThreshold ? Transport::kTcp : Transport::kRdma;
+}
 
 TEST_F(VmClient, EverySizeFromAndIntoRegisteredMemory) {
   constexpr size_t kMost = 100'000'000;
@@ -20,9 +22,9 @@ TEST_F(VmClient, EverySizeFromAndIntoRegisteredMemory) {
   ASSERT_TRUE(client_->RegisterBuffer(from.data(), from.size()).ok());
   ASSERT_TRUE(client_->RegisterBuffer(into.data(), into.size()).ok());
   EXPECT_EQ(client_->stats().rdma_registered_bytes, from.size() + into.size());
-  for (const size_t bytes : {size_t{1}, size_t{2}, size_t{63}, size_t{4095}, size_t{4096}, size_t{65535},
-                             size_t{65536}, size_t{65537}, size_t{1} << 20, size_t{3274752},
-                             (size_t{16} << 20) + 1, kMost}) {
+  for (const size_t bytes :
+       {size_t{1}, size_t{2}, size_t{63}, size_t{4095}, size_t{4096}, size_t{65535}, size_t{65536},
+        size_t{65537}, size_t{1} << 20, size_t{3274752}, (size_t{16} << 20) + 1, kMost}) {
     SCOPED_TRACE(bytes);
     const std::string key = "size:" + std::to_string(bytes);
     char* const data = from.data() + bytes % 2;  // aligned and not
@@ -160,8 +162,8 @@ TEST_F(VmClient, FewRegistrationsAndFewQueuePairs) {
 
 TEST_F(VmClient, AutoTakesSharedMemoryOnOneHost) {
   std::unique_ptr<Client> client;
-  ASSERT_TRUE(Client::Connect("moonpool://127.0.0.1:" + std::to_string(server_.port()), {}, &client)
-                  .ok());
+  ASSERT_TRUE(
+      Client::Connect("moonpool://127.0.0.1:" + std::to_string(server_.port()), {}, &client).ok());
   EXPECT_EQ(client->transport(), Transport::kShm);
   EXPECT_EQ(client->stats().rdma_error, "");
 }
