@@ -10,10 +10,11 @@ MIB = 1 << 20
 
 # Little memory and small files, so that values move and the store flushes and compacts; a policy
 # under which other writes push down whatever was read or came up before; and time, for slow disks
-# and busy machines.
+# and busy machines, where the tier's threads would have less than the tests beside it.
 FLAGS = ("--ssd-chunk", "64kb", "--ssd-write-buffer", "4mb", "--dram-high-watermark", "0.2",
          "--dram-evict-ratio", "0.1", "--dram-cold-share", "0", "--maxmemory-policy", "allkeys-lru",
-         "--memory-wait", str(DEADLINE_S * 500), "--ssd-stop-timeout", str(DEADLINE_S))
+         "--memory-wait", str(DEADLINE_S * 500), "--ssd-stop-timeout", str(DEADLINE_S),
+         "--ssd-nice", "0")
 MEMORY = "64mb"
 FILLERS = 64
 
