@@ -41,6 +41,11 @@ struct WriteOptions {
 // nothing when they are not that.
 std::optional<WriteOptions> ParseWriteOptions(Context& context, size_t index);
 
+// How much a command waits for when memory for its key number `key` is short, whose length is right:
+// with less than all the rest takes it would be run again in vain, but a few megabytes come soon.
+// Lengths are the last of each key's `step` arguments.
+uint64_t BytesToWaitFor(const Context& context, size_t key, size_t count, size_t step);
+
 // The handlers of the other kv_*_commands.cc; their rows are in kv_commands.cc.
 void KvHello(Context& context);
 void KvToken(Context& context);

@@ -211,8 +211,9 @@ void Publish(Context& c, const WriteOptions& options, Item* item) {
   c.reply.Integer(static_cast<int64_t>(item->move.length));
 }
 
-// Memory for the item's bytes.  False: it is on its way, and the command is run again.
-bool Reserve(Context& c, const WriteOptions& options, Item* item) {
+// Memory for the bytes of the item that is key number `key` of `count`.  False: it is on its way, and
+// the command is run again.
+bool Reserve(Context& c, const WriteOptions& options, size_t key, size_t count, Item* item) {
   const uint64_t length = item->move.length;
   const Placement& placement = c.server.placement();
   const auto tier = options.prefer ? placement.Preferred(*options.prefer) : placement.Choose(item->key);
@@ -221,7 +222,9 @@ bool Reserve(Context& c, const WriteOptions& options, Item* item) {
     return true;
   }
   auto handle = c.tenant.Reserve(length, c.now_ms, *tier);
-  if (!handle && c.WaitsForMemory(handle.error(), length)) return false;
+  if (!handle && c.WaitsForMemory(handle.error(), BytesToWaitFor(c, key, count, kStep))) {
+    return false;
+  }
   if (!handle) {
     c.loop.stats().oom_replies.Add();
     item->error = "OOM command not allowed when used memory > 'maxmemory': " +
@@ -257,7 +260,7 @@ void KvWrite(Context& c) {
     if (!item.error.empty()) continue;
     if (item.move.length == 0 || item.move.length > longest) {
       item.error = "ERR length is out of range (1 to proto-max-bulk-len)";
-    } else if (!Reserve(c, *options, &item)) {
+    } else if (!Reserve(c, *options, i, *count, &item)) {
       return;
     }
   }

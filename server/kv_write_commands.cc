@@ -1,4 +1,5 @@
 // KV.ALLOC, KV.COMMIT and KV.ABORT: values written through shared memory.
+#include <algorithm>
 #include <optional>
 
 #include "protocol/decimal.h"
@@ -57,17 +58,6 @@ Pending TakePending(Context& c, size_t index) {
   return pending;
 }
 
-// How much KV.ALLOC waits for when memory for the key at argument `at` is short: with less than the
-// rest of the command takes it would be run again in vain, but a few megabytes come soon.
-uint64_t BytesToWaitFor(const Context& c, size_t at, size_t end) {
-  constexpr uint64_t kMost = 16 << 20;
-  uint64_t bytes = 0;
-  for (; at < end && bytes < kMost; at += 2) {
-    bytes += protocol::ParseUint64(c[at + 1]).value_or(0);
-  }
-  return bytes;
-}
-
 void PublishPending(Context& c, Pending& pending) {
   if (!pending.error.empty()) return c.Error(pending.error);
   Session::Reservation& reservation = pending.reservation;
@@ -85,6 +75,17 @@ void PublishPending(Context& c, Pending& pending) {
 }
 
 }  // namespace
+
+uint64_t BytesToWaitFor(const Context& c, size_t key, size_t count, size_t step) {
+  constexpr uint64_t kMost = 16 << 20;
+  const auto length = [&](size_t i) {
+    return protocol::ParseUint64(c[kFirstKey + i * step + step - 1]).value_or(0);
+  };
+  uint64_t bytes = length(key);
+  // The others' lengths were not looked at yet.
+  while (++key < count && bytes < kMost) bytes += std::min(length(key), kMost);
+  return bytes;
+}
 
 std::optional<WriteOptions> ParseWriteOptions(Context& c, size_t index) {
   WriteOptions options;
@@ -154,9 +155,7 @@ void KvAlloc(Context& c) {
     }
     auto handle =
         c.tenant.ReserveInArena(session->id(), static_cast<uint64_t>(*length), c.now_ms, *tier);
-    const size_t at = kFirstKey + i * 2;
-    if (!handle &&
-        c.WaitsForMemory(handle.error(), BytesToWaitFor(c, at, kFirstKey + *count * 2))) {
+    if (!handle && c.WaitsForMemory(handle.error(), BytesToWaitFor(c, i, *count, 2))) {
       // All of it is tried again, so what was got so far goes back.
       for (const auto& [index, token] : taken) session->TakeReservation(token, c[index]);
       return;
