@@ -88,6 +88,10 @@ std::vector<std::span<const size_t>> Chunks(std::span<const size_t> keys, size_t
   return chunks;
 }
 
+// What KV.ALLOC and KV.WRITE say behind their keys, and how many words that is.
+size_t OptionWords(const PutOptions& options);
+void SayOptions(RespStream& stream, const PutOptions& options);
+
 class ClientImpl {
  public:
   ClientImpl(Endpoint endpoint, Options options);

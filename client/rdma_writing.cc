@@ -22,9 +22,7 @@ struct Placed {
 void WordsOfWrite(RespStream& stream, std::span<const std::string_view> keys,
                   std::span<const Source> sources, std::span<const Placed> round,
                   const PutOptions& options) {
-  const size_t extra = (options.if_absent || options.if_present ? 1 : 0) +
-                       (options.ttl_ms > 0 ? 2 : 0) + (options.prefer.empty() ? 0 : 2);
-  stream.Begin(2 + round.size() * 4 + extra);
+  stream.Begin(2 + round.size() * 4 + OptionWords(options));
   stream.Word("KV.WRITE");
   stream.Word(static_cast<int64_t>(round.size()));
   for (const Placed& value : round) {
@@ -33,15 +31,7 @@ void WordsOfWrite(RespStream& stream, std::span<const std::string_view> keys,
     stream.Word(static_cast<int64_t>(value.place.offset));
     stream.Word(static_cast<int64_t>(sources[value.index].bytes));
   }
-  if (options.if_absent || options.if_present) stream.Word(options.if_absent ? "NX" : "XX");
-  if (options.ttl_ms > 0) {
-    stream.Word("PX");
-    stream.Word(options.ttl_ms);
-  }
-  if (!options.prefer.empty()) {
-    stream.Word("PREFER");
-    stream.Word(options.prefer);
-  }
+  SayOptions(stream, options);
 }
 
 // The bytes did not move; over RESP they can.

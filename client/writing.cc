@@ -27,24 +27,14 @@ struct Allocation {
 void WordsOfAlloc(RespStream& stream, std::span<const std::string_view> keys,
                   std::span<const Source> sources, std::span<const size_t> indexes,
                   const PutOptions& options) {
-  const size_t extra = (options.if_absent || options.if_present ? 1 : 0) +
-                       (options.ttl_ms > 0 ? 2 : 0) + (options.prefer.empty() ? 0 : 2);
-  stream.Begin(2 + indexes.size() * 2 + extra);
+  stream.Begin(2 + indexes.size() * 2 + OptionWords(options));
   stream.Word("KV.ALLOC");
   stream.Word(static_cast<int64_t>(indexes.size()));
   for (const size_t index : indexes) {
     stream.Word(keys[index]);
     stream.Word(static_cast<int64_t>(sources[index].bytes));
   }
-  if (options.if_absent || options.if_present) stream.Word(options.if_absent ? "NX" : "XX");
-  if (options.ttl_ms > 0) {
-    stream.Word("PX");
-    stream.Word(options.ttl_ms);
-  }
-  if (!options.prefer.empty()) {
-    stream.Word("PREFER");
-    stream.Word(options.prefer);
-  }
+  SayOptions(stream, options);
 }
 
 void AddPieces(char* to, const Source& source, std::vector<Copier::Piece>* pieces) {
@@ -55,6 +45,23 @@ void AddPieces(char* to, const Source& source, std::vector<Copier::Piece>* piece
 }
 
 }  // namespace
+
+size_t OptionWords(const PutOptions& options) {
+  return (options.if_absent || options.if_present ? 1 : 0) + (options.ttl_ms > 0 ? 2 : 0) +
+         (options.prefer.empty() ? 0 : 2);
+}
+
+void SayOptions(RespStream& stream, const PutOptions& options) {
+  if (options.if_absent || options.if_present) stream.Word(options.if_absent ? "NX" : "XX");
+  if (options.ttl_ms > 0) {
+    stream.Word("PX");
+    stream.Word(options.ttl_ms);
+  }
+  if (!options.prefer.empty()) {
+    stream.Word("PREFER");
+    stream.Word(options.prefer);
+  }
+}
 
 std::vector<KeyResult> ClientImpl::PutFrom(std::span<const std::string_view> keys,
                                            std::span<const Source> sources,
