@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "rdma/ibverbs.h"
+#include "tests/client/batch_check.h"
 #include "tests/client/live_server.h"
 #include "tests/client/stamped_block.h"
 #include "tests/rdma/fake_verbs.h"
@@ -215,7 +216,7 @@ TEST_F(RdmaTransportTest, NoWrongBytesUnderEviction) {
   constexpr size_t kMost = 800'000;
   std::vector<std::atomic<uint64_t>> acknowledged(kKeys);
   std::atomic<bool> stop{false};
-  std::atomic<uint64_t> good{0}, bad{0};
+  BatchCheck check;
   const auto write = [&](size_t first) {
     auto client = Connect();
     std::mt19937 random(static_cast<uint32_t>(first));
@@ -240,30 +241,11 @@ TEST_F(RdmaTransportTest, NoWrongBytesUnderEviction) {
     std::vector<char> block(kBatch * kMost);
     EXPECT_TRUE(client->RegisterBuffer(block.data(), block.size()).ok());
     while (!stop) {
-      std::vector<std::string> names;
-      std::vector<size_t> keys;
-      std::vector<uint64_t> least;
-      std::vector<Buffer> buffers;
-      for (size_t i = 0; i < kBatch; ++i) {
-        keys.push_back(random() % kKeys);
-        names.push_back(std::to_string(keys[i]));
-        least.push_back(acknowledged[keys[i]]);
-        buffers.push_back({block.data() + i * kMost, kMost});
-      }
-      const std::vector<std::string_view> views(names.begin(), names.end());
-      const auto results = client->BatchGetInto(views, buffers);
-      for (size_t i = 0; i < kBatch; ++i) {
-        if (results[i].code == Code::kMiss) continue;
-        EXPECT_TRUE(results[i].ok()) << results[i].message;
-        Stamp stamp;
-        std::string wrong = CheckStamped(buffers[i].data, results[i].bytes, keys[i], &stamp);
-        if (wrong.empty() && stamp.version < least[i]) wrong = "an older version";
-        if (wrong.empty()) {
-          ++good;
-        } else if (++bad <= 5) {
-          ADD_FAILURE() << "key " << keys[i] << ": " << wrong;
-        }
-      }
+      std::vector<size_t> keys(kBatch);
+      for (size_t& key : keys) key = random() % kKeys;
+      check.Read(
+          *client, keys, [](size_t key) { return std::to_string(key); },
+          [&](size_t key) { return acknowledged[key].load(); }, block.data(), kMost);
     }
     EXPECT_GT(client->stats().rdma.values_read, 0u);
   };
@@ -275,8 +257,8 @@ TEST_F(RdmaTransportTest, NoWrongBytesUnderEviction) {
   std::this_thread::sleep_for(std::chrono::seconds(kSeconds));
   stop = true;
   for (std::thread& thread : threads) thread.join();
-  EXPECT_EQ(bad, 0u);
-  EXPECT_GT(good, 50u);
+  EXPECT_EQ(check.bad, 0u);
+  EXPECT_GT(check.good, 50u);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "client/hello.h"
 #include "client/verbs_session.h"
 #include "rdma/ibverbs.h"
+#include "tests/client/batch_check.h"
 #include "tests/client/stamped_block.h"
 #include "tests/client/vm/server_process.h"
 
@@ -124,7 +125,7 @@ TEST(VmClientFailures, NoWrongBytesUnderEviction) {
   };
   std::vector<State> states(kKeys);
   std::atomic<bool> stop{false};
-  std::atomic<uint64_t> good{0}, bad{0};
+  BatchCheck check;
   const auto name = [](size_t key) { return "e:" + std::to_string(key); };
   const auto write = [&](size_t first) {
     auto client = server.Connect("timeout_ms=60000");
@@ -150,30 +151,11 @@ TEST(VmClientFailures, NoWrongBytesUnderEviction) {
     Block block(kBatch * kMost);
     EXPECT_TRUE(client->RegisterBuffer(block.data(), block.size()).ok());
     while (!stop) {
-      std::vector<std::string> names;
-      std::vector<size_t> keys;
-      std::vector<uint64_t> least;
-      std::vector<Buffer> buffers;
-      for (size_t i = 0; i < kBatch; ++i) {
-        keys.push_back(random() % kKeys);
-        names.push_back(name(keys[i]));
-        least.push_back(states[keys[i]].acknowledged);
-        buffers.push_back({block.data() + i * kMost, kMost});
-      }
-      const std::vector<std::string_view> views(names.begin(), names.end());
-      const auto results = client->BatchGetInto(views, buffers);
-      for (size_t i = 0; i < kBatch; ++i) {
-        if (results[i].code == Code::kMiss) continue;
-        EXPECT_TRUE(results[i].ok()) << results[i].message;
-        Stamp stamp;
-        std::string wrong = CheckStamped(buffers[i].data, results[i].bytes, keys[i], &stamp);
-        if (wrong.empty() && stamp.version < least[i]) wrong = "an older version";
-        if (wrong.empty()) {
-          ++good;
-        } else if (++bad <= 5) {
-          ADD_FAILURE() << "key " << keys[i] << ": " << wrong;
-        }
-      }
+      std::vector<size_t> keys(kBatch);
+      for (size_t& key : keys) key = random() % kKeys;
+      check.Read(
+          *client, keys, name,
+          [&](size_t key) { return states[key].acknowledged.load(); }, block.data(), kMost);
     }
     *stats = client->stats();
   };
@@ -186,12 +168,12 @@ TEST(VmClientFailures, NoWrongBytesUnderEviction) {
   std::this_thread::sleep_for(std::chrono::seconds(6));
   stop = true;
   for (std::thread& thread : threads) thread.join();
-  EXPECT_EQ(bad, 0u);
-  EXPECT_GT(good, 100u);
+  EXPECT_EQ(check.bad, 0u);
+  EXPECT_GT(check.good, 100u);
   EXPECT_GT(stats[0].rdma.values_read + stats[1].rdma.values_read, 100u);
   std::printf(
       "%llu values read, %llu of them again because they changed\n",
-      static_cast<unsigned long long>(good.load()),
+      static_cast<unsigned long long>(check.good.load()),
       static_cast<unsigned long long>(stats[0].generation_retries + stats[1].generation_retries));
 }
 
