@@ -44,10 +44,10 @@ struct Source {
 };
 
 struct Counters {
-  std::atomic<uint64_t> values_read[4] = {};  // by Transport
-  std::atomic<uint64_t> values_written[4] = {};
-  std::atomic<uint64_t> bytes_read[4] = {};
-  std::atomic<uint64_t> bytes_written[4] = {};
+  std::atomic<uint64_t> values_read[kTransports] = {};  // by Transport
+  std::atomic<uint64_t> values_written[kTransports] = {};
+  std::atomic<uint64_t> bytes_read[kTransports] = {};
+  std::atomic<uint64_t> bytes_written[kTransports] = {};
   std::atomic<uint64_t> inline_values{0};
   std::atomic<uint64_t> fallbacks{0};
   std::atomic<uint64_t> generation_retries{0};

@@ -45,9 +45,10 @@ int main(int argc, char** argv) {
                 std::string(mp::CodeName(result.code)).c_str(),
                 static_cast<unsigned long long>(result.bytes),
                 static_cast<double>(result.elapsed_ns) / 1000,
-                result.transport == mp::Transport::kShm   ? "shm"
-                : result.transport == mp::Transport::kTcp ? "tcp"
-                                                          : "-");
+                result.transport == mp::Transport::kShm    ? "shm"
+                : result.transport == mp::Transport::kRdma ? "rdma"
+                : result.transport == mp::Transport::kTcp  ? "tcp"
+                                                           : "-");
   }
 
   // Without a copy.

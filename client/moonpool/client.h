@@ -63,6 +63,7 @@ struct Status {
 };
 
 enum class Transport : uint8_t { kNone, kShm, kRdma, kTcp };
+inline constexpr size_t kTransports = 4;  // of these, for tables by transport
 
 // What became of one key of a batch.
 struct KeyResult {

@@ -32,6 +32,17 @@ def test_ssd(tmp_path):
     assert os.listdir(tmp_path) == []  # nothing is left behind
 
 
+def test_replay():
+    ended = bench("replay", "--requests", "40", "--transport", "shm,tcp", "--json", "-")
+    assert ended.returncode == 0, ended.stderr
+    figures = {row["name"]: row["ours"] for row in json.loads(ended.stdout)["rows"]}
+    for transport in ("shm", "tcp"):
+        for operation in ("read", "write"):
+            assert figures[f"{transport}: {operation} over {transport}"] > 0
+        for trouble in ("errors", "wrong blocks", "fallbacks"):
+            assert figures[f"{transport}: {trouble}"] == 0
+
+
 def test_ssd_refuses_memory():
     ended = bench("ssd", "--quick", "--rows", "restart-keys", "--directory", "/dev/shm")
     assert ended.returncode == 1

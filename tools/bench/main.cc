@@ -56,7 +56,7 @@ void AddReplay(CLI::App* app, ReplayOptions* options) {
   app->add_option("--speed", options->speed, "fast, realtime, or a factor of real time")
       ->capture_default_str();
   app->add_option("--transport", options->transport,
-                  "auto, shm or tcp; several with commas run one after the other")
+                  "auto, shm, rdma or tcp; several with commas run one after the other")
       ->capture_default_str();
   app->add_option("--bytes-per-token", options->bytes_per_token,
                   "of KV cache; 131072 is Llama-3-8B in bf16")

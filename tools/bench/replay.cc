@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <fstream>
 #include <sstream>
 #include <thread>
@@ -39,12 +40,12 @@ std::vector<std::string> Transports(const std::string& list) {
   std::vector<std::string> names;
   std::istringstream text(list);
   for (std::string name; std::getline(text, name, ',');) {
-    if (name != "auto" && name != "shm" && name != "tcp") {
-      throw Failure("--transport: '" + name + "' is not auto, shm or tcp");
+    if (name != "auto" && name != "shm" && name != "rdma" && name != "tcp") {
+      throw Failure("--transport: '" + name + "' is not auto, shm, rdma or tcp");
     }
     names.push_back(name);
   }
-  if (names.empty()) throw Failure("--transport needs auto, shm or tcp");
+  if (names.empty()) throw Failure("--transport needs auto, shm, rdma or tcp");
   return names;
 }
 
@@ -119,6 +120,9 @@ uint64_t MovedBytes(const RunFigures& run) {
   return moved;
 }
 
+// By client::Transport.
+constexpr std::array<const char*, client::kTransports> kTransportNames = {"-", "shm", "rdma", "tcp"};
+
 Row Plain(const std::string& transport, const std::string& name, const std::string& unit,
           double ours, std::optional<double> theirs = std::nullopt) {
   Row row;
@@ -135,14 +139,14 @@ Row Plain(const std::string& transport, const std::string& name, const std::stri
 void AddRows(const std::string& wanted, const RunFigures& run, const TraceStats& stats,
              std::vector<Row>* rows) {
   static constexpr const char* kNames[] = {"match", "read", "exists", "write"};
-  static constexpr const char* kTransports[] = {"", " over shm", " over tcp"};
   for (size_t operation = 0; operation < run.operations.size(); ++operation) {
-    for (size_t t = 0; t < 3; ++t) {
+    for (size_t t = 0; t < kTransportNames.size(); ++t) {
       const OperationFigures& figures = run.operations[operation][t];
       if (figures.calls.count() == 0) continue;
       // What only asks for values that turned out to be gone moved nothing.
       if (t == 0 && (operation == RunFigures::kRead || operation == RunFigures::kWrite)) continue;
-      const std::string name = std::string(kNames[operation]) + kTransports[t];
+      std::string name = kNames[operation];
+      if (t > 0) name += std::string(" over ") + kTransportNames[t];
       if (figures.bytes > 0) {
         rows->push_back(Plain(wanted, name, "GB/s per client", figures.GbPerSecond()));
       }
@@ -176,7 +180,6 @@ void AddRows(const std::string& wanted, const RunFigures& run, const TraceStats&
 
 std::string Summary(const std::string& wanted, const RunFigures& run, const RunSettings& settings,
                     const TraceStats& stats) {
-  static constexpr const char* kTransports[] = {"-", "shm", "tcp"};
   std::string text = "transport " + wanted + ": " + std::to_string(run.requests) +
                      " requests in " + Short(run.seconds) + " s, " +
                      Short(static_cast<double>(MovedBytes(run)) / run.seconds / 1e9) +
@@ -184,7 +187,7 @@ std::string Summary(const std::string& wanted, const RunFigures& run, const RunS
                      " clients together\n"
                      "  call    over    blocks  GB/s per client  p50 ms  p90 ms  p99 ms\n";
   const auto line = [&](const char* name, RunFigures::Operation operation) {
-    for (size_t t = 0; t < 3; ++t) {
+    for (size_t t = 0; t < kTransportNames.size(); ++t) {
       const OperationFigures& figures = run.operations[operation][t];
       if (figures.calls.count() == 0 || (figures.bytes == 0 && operation != RunFigures::kMatch)) {
         continue;
@@ -194,7 +197,7 @@ std::string Summary(const std::string& wanted, const RunFigures& run, const RunS
       };
       char row[200];
       std::snprintf(row, sizeof(row), "  %-6s  %-4s %9s  %15s %7s %7s %7s\n", name,
-                    kTransports[t], Short(static_cast<double>(figures.blocks)).c_str(),
+                    kTransportNames[t], Short(static_cast<double>(figures.blocks)).c_str(),
                     figures.bytes == 0 ? "-" : Short(figures.GbPerSecond()).c_str(),
                     ms(50).c_str(), ms(90).c_str(), ms(99).c_str());
       text += row;

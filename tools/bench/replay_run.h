@@ -36,8 +36,8 @@ struct OperationFigures {
 
 struct RunFigures {
   enum Operation { kMatch, kRead, kExists, kWrite, kOperations };
-  // By operation, and by how the bytes moved (0 none, 1 shm, 2 tcp: client::Transport).
-  std::array<std::array<OperationFigures, 3>, kOperations> operations;
+  // By operation, and by how the bytes moved (client::Transport).
+  std::array<std::array<OperationFigures, client::kTransports>, kOperations> operations;
   uint64_t requests = 0;
   uint64_t accesses = 0;       // of blocks
   uint64_t prefix_hits = 0;    // blocks read: the leading ones that were there
