@@ -43,6 +43,7 @@ Result<std::unique_ptr<ExtentPool>> ExtentPool::Create(const PoolOptions& option
   pool->generations_ = std::move(*generations);
   if (cxl_budget != nullptr) {
     // A node that cannot be had is an error at the start, not of every write.
+    MutexLock adding(pool->adding_);
     const Status added = pool->AddRegion({Region::Kind::kShared, kNoSession, Tier::kCxl}, 1);
     if (!added) return tl::unexpected<Error>(added.error());
   }
@@ -74,6 +75,11 @@ Result<WriteHandle> ExtentPool::ReserveIn(const Source& source, uint64_t length)
       return Fail(ErrorCode::kOutOfMemory, "every generation slot is taken");
     }
   }
+  MutexLock adding(adding_);
+  {
+    MutexLock lock(mu_);
+    if (auto extent = TakeExtent(source, length)) return WriteHandle(this, *extent);
+  }
   Status added = AddRegion(source, length);
   MutexLock lock(mu_);
   if (added) {
@@ -85,13 +91,15 @@ Result<WriteHandle> ExtentPool::ReserveIn(const Source& source, uint64_t length)
 }
 
 bool ExtentPool::CouldHold(uint64_t length) const {
+  MutexLock adding(adding_);
   MutexLock lock(mu_);
-  const MemoryBudget& dram = *budget(Tier::kDram);
-  return dram.region_bytes() + RoundUpTo(length, kHugePageBytes) <= dram.limit() ||
-         std::any_of(regions_.begin(), regions_.end(), [length](const auto& entry) {
-           const PoolRegion& region = *entry.second;
-           return !region.draining && InDram(region) && region.region->bytes() >= length;
-         });
+  uint64_t staying = 0;
+  for (const auto& [id, region] : regions_) {
+    if (region->draining || !InDram(*region)) continue;
+    if (region->region->bytes() >= length) return true;
+    staying += region->region->bytes();
+  }
+  return staying + RoundUpTo(length, kHugePageBytes) <= budget(Tier::kDram)->limit();
 }
 
 std::optional<Extent> ExtentPool::TakeExtent(const Source& source, uint64_t length) {

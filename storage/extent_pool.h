@@ -11,8 +11,8 @@
 // what lives in it) -> empty -> gone.  An arena is given up only when F_SEAL_WRITE proves that no
 // client can write to it any more; until then it counts against the budget.
 //
-// Threads: any; mu_ is a leaf lock.  The budget must outlive the pool; the pool must outlive
-// every handle.
+// Threads: any; mu_ is a leaf lock, adding_ is taken before it.  The budget must outlive the
+// pool; the pool must outlive every handle.
 #pragma once
 
 #include <chrono>
@@ -179,7 +179,7 @@ class ExtentPool {
   Shared& shared(Tier tier) REQUIRES(mu_) { return shared_[static_cast<size_t>(tier)]; }
   Result<WriteHandle> ReserveIn(const Source& source, uint64_t length);
   std::optional<Extent> TakeExtent(const Source& source, uint64_t length) REQUIRES(mu_);
-  Status AddRegion(const Source& source, uint64_t least_bytes) EXCLUDES(mu_);
+  Status AddRegion(const Source& source, uint64_t least_bytes) REQUIRES(adding_) EXCLUDES(mu_);
   void DrainRegion(PoolRegion& region) REQUIRES(mu_);
   static bool InDram(const PoolRegion& region) { return region.region->tier() == Tier::kDram; }
   static bool Progresses(const PoolRegion& region);
@@ -201,6 +201,8 @@ class ExtentPool {
   Exporter* exporter_ = nullptr;
   std::unique_ptr<GenerationTable> generations_;  // its free list under mu_
 
+  // Who finds no room waits for the region that another thread adds.  Before mu_.
+  mutable Mutex adding_;
   mutable Mutex mu_;
   std::unordered_map<uint32_t, std::unique_ptr<PoolRegion>> regions_ GUARDED_BY(mu_);
   // Regions new extents may come from: shared ones by tier, and arenas by session.

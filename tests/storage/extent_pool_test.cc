@@ -263,6 +263,35 @@ TEST_F(ExtentPoolTest, AValueLongerThanARegionGetsOneOfItsOwn) {
   EXPECT_FALSE(pool_->CouldHold(1ull << 40));
 }
 
+// What is drained leaves room for as much.
+TEST_F(ExtentPoolTest, WhatIsDrainedIsNotInTheWayOfWhatCouldBeHeld) {
+  std::vector<WriteHandle> handles;
+  while (auto handle = pool_->ReserveInArena(1, 2 * kMiB)) handles.push_back(std::move(*handle));
+  EXPECT_FALSE(pool_->CouldHold(8 * kMiB));
+  pool_->SessionEnded(1);
+  EXPECT_TRUE(pool_->CouldHold(8 * kMiB));
+}
+
+// Threads that find no region at the same moment, with room for one: all have their extents in it.
+TEST(ExtentPoolThreadsTest, OneRegionIsAddedForAllThatFindNone) {
+  constexpr int kThreads = 4;
+  for (int round = 0; round < 200; ++round) {
+    MemoryBudget budget(4 * kMiB);
+    const auto pool = MakePool(SmallPool(), &budget);
+    std::atomic<int> arrived = 0, refused = 0;
+    std::vector<std::thread> threads;
+    for (int i = 0; i < kThreads; ++i) {
+      threads.emplace_back([&] {
+        ++arrived;
+        while (arrived < kThreads) std::this_thread::yield();
+        if (!pool->Reserve(kPage)) ++refused;
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    ASSERT_EQ(refused, 0) << "in round " << round;
+  }
+}
+
 TEST_F(ExtentPoolTest, WhatTheHeapUsesIsNotThereForRegions) {
   budget_.AddInline(static_cast<int64_t>(13 * kMiB));
   const ValueRef value = MakeBulk(*pool_, "x");
