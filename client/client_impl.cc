@@ -88,7 +88,8 @@ void ClientImpl::Batch<Item>::Done(size_t index, Code code, Transport transport,
   result.bytes = bytes;
   result.message = std::move(message);
   result.elapsed_ns = static_cast<uint64_t>(
-      std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count());
+      std::chrono::duration_cast<std::chrono::nanoseconds>((now ? *now : Clock::now()) - start)
+          .count());
 }
 template struct ClientImpl::Batch<Target>;
 template struct ClientImpl::Batch<Source>;

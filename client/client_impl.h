@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -174,6 +175,8 @@ class ClientImpl {
     std::vector<size_t> pending;
     Clock::time_point start;
     std::vector<size_t> unreachable = {};  // what goes over tcp next
+    // Of keys that are done together: the clock may cost more than a key.
+    std::optional<Clock::time_point> now = {};
 
     void Done(size_t index, Code code, Transport transport = Transport::kNone,
               uint64_t bytes = 0, std::string message = {});

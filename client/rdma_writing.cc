@@ -59,6 +59,7 @@ bool ClientImpl::LetServerRead(Channel& channel, RdmaSession& rdma, PutBatch& ba
   // The caller's memory is its own again when the call returns, whatever the server does.
   const auto fail = [&] {
     rdma.Fence();
+    batch.now.reset();
     for (size_t i = answered; i < round.size(); ++i) rest.push_back(round[i].index);
     rest.insert(rest.end(), large.begin() + static_cast<ptrdiff_t>(next), large.end());
     batch.pending = std::move(rest);
@@ -94,6 +95,7 @@ bool ClientImpl::LetServerRead(Channel& channel, RdmaSession& rdma, PutBatch& ba
     WordsOfWrite(stream, batch.keys, batch.items, round, options);
     ReplyHeader reply;
     if (!stream.Flush() || !stream.Next(&reply)) return fail();
+    batch.now = Clock::now();
     const bool whole = reply.is_error();
     const Status error = whole ? FromErrorReply(reply.text) : Status();
     if (!whole && reply.elements() != static_cast<int64_t>(round.size())) {
@@ -123,6 +125,7 @@ bool ClientImpl::LetServerRead(Channel& channel, RdmaSession& rdma, PutBatch& ba
         return fail();
       }
     }
+    batch.now.reset();
   }
   batch.pending = std::move(rest);
   return true;

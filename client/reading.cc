@@ -238,6 +238,7 @@ void ClientImpl::RunPulls(Channel& channel, std::span<const Pull> pulls, GetBatc
     }
   }
   copier_.Copy(pieces);
+  batch.now = Clock::now();
   for (const Pull& pull : pulls) {
     if (pull.descriptor.lease != 0) channel.QueueRelease(pull.descriptor.lease);
     if (!protocol::GenerationUnchanged(*pull.counter, pull.descriptor.generation)) {
@@ -247,6 +248,7 @@ void ClientImpl::RunPulls(Channel& channel, std::span<const Pull> pulls, GetBatc
       Pulled(pull, Transport::kShm, batch);
     }
   }
+  batch.now.reset();
 }
 
 void ClientImpl::Pulled(const Pull& pull, Transport transport, GetBatch& batch) {
@@ -292,6 +294,7 @@ void ClientImpl::RunReads(Channel& channel, RdmaSession& rdma, std::span<const P
   }
   std::vector<RdmaSession::Outcome> outcomes;
   rdma.Read(values, Clock::now() + std::chrono::milliseconds(options_.timeout_ms), &outcomes);
+  batch.now = Clock::now();
   for (size_t i = 0; i < pulls.size(); ++i) {
     const Pull& pull = pulls[i];
     if (pull.descriptor.lease != 0) channel.QueueRelease(pull.descriptor.lease);
@@ -309,6 +312,7 @@ void ClientImpl::RunReads(Channel& channel, RdmaSession& rdma, std::span<const P
         break;
     }
   }
+  batch.now.reset();
 }
 
 // --- over RESP ---------------------------------------------------------------------------------
