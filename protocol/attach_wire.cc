@@ -27,15 +27,24 @@ Result<ReceivedAttachMessage> ReceiveAttachMessage(int socket) {
     if (errno == ECONNRESET) return Fail(ErrorCode::kUnavailable, "the attach socket was closed");
     return FailErrno("reading from the attach socket");
   }
-  if (received.bytes != sizeof(AttachMessage) || received.fds > 1 || received.truncated ||
-      result.message.magic != AttachMessage::kMagic) {
+  const auto strange = [] {
     return Fail(ErrorCode::kProtocol, "the attach socket's peer does not speak this protocol");
+  };
+  // Every version begins with magic and version, so that both sides can say which they speak.
+  if (received.bytes < static_cast<ssize_t>(2 * sizeof(uint32_t)) || received.fds > 1 ||
+      result.message.magic != AttachMessage::kMagic) {
+    return strange();
   }
   if (result.message.version != AttachMessage::kVersion) {
     return Fail(ErrorCode::kProtocol, "the attach socket's peer speaks version " +
                                           std::to_string(result.message.version) +
                                           ", this side version " +
                                           std::to_string(AttachMessage::kVersion));
+  }
+  if (received.bytes != sizeof(AttachMessage) || received.truncated ||
+      static_cast<size_t>(result.message.tier) >= kTiers ||
+      result.message.handle > DeviceHandleKind::kIpc) {
+    return strange();
   }
   return result;
 }

@@ -14,6 +14,10 @@
 //                                      <-     kGone     region: unmap it; sent unasked as well
 //   kUnmapped region                   ->     (answer to kGone: no mapping of it is left here)
 //
+// A region in a device's memory (`tier` is kGpu) is answered with what an import needs: the device's
+// UUID, and the kind of handle, which is the file beside the message or the bytes of `opaque`.  Every
+// session of the tenant may write there, so nobody says kMapped and nothing is sealed.
+//
 // One connection per session, opened with the one-time token that KV.HELLO handed out over RESP.
 // End of file on either side ends the session's shared-memory part; what was mapped is not to
 // be trusted from then on.
@@ -22,12 +26,21 @@
 #include <array>
 #include <cstdint>
 
+#include "protocol/descriptor.h"
 #include "protocol/status.h"
 #include "protocol/unique_fd.h"
 
 namespace moonpool::protocol {
 
 using AttachToken = std::array<char, 32>;  // hexadecimal digits
+
+// How memory of a device is handed to another process.
+enum class DeviceHandleKind : uint8_t {
+  kNone = 0,     // host memory: the file is mapped
+  kPosixFd = 1,  // the file beside the message
+  kFabric = 2,   // the message's opaque bytes
+  kIpc = 3,      // likewise
+};
 
 struct AttachMessage {
   enum Type : uint32_t {
@@ -41,7 +54,7 @@ struct AttachMessage {
     kUnmapped,
   };
   static constexpr uint32_t kMagic = 0x4c4f504d;  // "MPOL"
-  static constexpr uint32_t kVersion = 1;
+  static constexpr uint32_t kVersion = 2;
 
   uint32_t magic = kMagic;
   uint32_t version = kVersion;
@@ -50,10 +63,14 @@ struct AttachMessage {
   uint64_t bytes = 0;
   uint64_t epoch = 0;
   uint32_t writable = 0;
-  uint32_t reserved = 0;
+  Tier tier = Tier::kDram;
+  DeviceHandleKind handle = DeviceHandleKind::kNone;
+  uint16_t reserved = 0;
   AttachToken token{};
+  std::array<uint8_t, 16> device{};  // UUID
+  std::array<char, 64> opaque{};
 };
-static_assert(sizeof(AttachMessage) == 72);
+static_assert(sizeof(AttachMessage) == 152);
 
 // Sends one message, with `fd` beside it unless it is -1.  Blocks as the socket does.
 Status SendAttachMessage(int socket, const AttachMessage& message, int fd = -1);
@@ -63,7 +80,7 @@ struct ReceivedAttachMessage {
   UniqueFd fd;
 };
 // kUnavailable at end of file, kTimeout when a non-blocking socket has nothing, kProtocol when
-// the bytes are not a message of this version.
+// the bytes are not a message of this version, or name a tier or a kind of handle that is none.
 Result<ReceivedAttachMessage> ReceiveAttachMessage(int socket);
 
 }  // namespace moonpool::protocol

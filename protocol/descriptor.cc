@@ -25,6 +25,8 @@ std::string_view TierName(Tier tier) {
       return "dram";
     case Tier::kCxl:
       return "cxl";
+    case Tier::kGpu:
+      return "gpu";
   }
   __builtin_unreachable();
 }
@@ -32,6 +34,7 @@ std::string_view TierName(Tier tier) {
 std::optional<Tier> ParseTier(std::string_view name) {
   if (name == "dram") return Tier::kDram;
   if (name == "cxl") return Tier::kCxl;
+  if (name == "gpu") return Tier::kGpu;
   return std::nullopt;
 }
 

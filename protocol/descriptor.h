@@ -10,8 +10,8 @@
 namespace moonpool::protocol {
 
 // Where the bytes of a value in memory are.
-enum class Tier : uint8_t { kDram, kCxl };
-inline constexpr size_t kTiers = 2;
+enum class Tier : uint8_t { kDram, kCxl, kGpu };
+inline constexpr size_t kTiers = 3;
 
 std::string_view TierName(Tier tier);
 std::optional<Tier> ParseTier(std::string_view name);

@@ -34,7 +34,7 @@ Result<std::optional<protocol::Tier>> Placement::FirstUsable(std::string_view ti
   }
   for (const std::string_view name : names) {
     const auto tier = protocol::ParseTier(name);
-    if (tier && (*tier != protocol::Tier::kCxl || has_cxl_)) return tier;
+    if (tier == protocol::Tier::kDram || (tier == protocol::Tier::kCxl && has_cxl_)) return tier;
   }
   return std::optional<protocol::Tier>();
 }

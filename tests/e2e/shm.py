@@ -8,8 +8,8 @@ import struct
 from resp import DEADLINE_S, Connection
 
 # See protocol/attach_wire.h.
-MESSAGE = struct.Struct("=4I2Q2I32s")
-MAGIC, VERSION = 0x4c4f504d, 1
+MESSAGE = struct.Struct("=4I2QI2BH32s16s64s")
+MAGIC, VERSION = 0x4c4f504d, 2
 HELLO, WELCOME, WANT, REGION, MAPPED, SEALED, GONE, UNMAPPED = range(1, 9)
 
 
@@ -52,7 +52,8 @@ class Session:
         return None if committed == b"OK" else committed.value
 
     def _send(self, kind, region, token=b""):
-        self.socket.sendall(MESSAGE.pack(MAGIC, VERSION, kind, region, 0, 0, 0, 0, token))
+        self.socket.sendall(MESSAGE.pack(MAGIC, VERSION, kind, region, 0, 0, 0, 0, 0, 0, token,
+                                         b"", b""))
 
     def _receive(self, wanted):
         """The next message of that kind: how many bytes it tells of, and the files beside it."""

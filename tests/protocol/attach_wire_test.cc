@@ -79,7 +79,11 @@ TEST_F(AttachWireTest, CarriesEveryField) {
   message.bytes = 1ull << 40;
   message.epoch = 0x0123456789abcdef;
   message.writable = 1;
+  message.tier = Tier::kGpu;
+  message.handle = DeviceHandleKind::kFabric;
   std::memset(message.token.data(), 'f', message.token.size());
+  for (size_t i = 0; i < message.device.size(); ++i) message.device[i] = static_cast<uint8_t>(i + 1);
+  for (size_t i = 0; i < message.opaque.size(); ++i) message.opaque[i] = static_cast<char>(~i);
   ASSERT_TRUE(SendAttachMessage(here_.get(), message));
   const auto received = ReceiveAttachMessage(there_.get());
   ASSERT_TRUE(received);
@@ -89,6 +93,10 @@ TEST_F(AttachWireTest, CarriesEveryField) {
   EXPECT_EQ(received->message.epoch, 0x0123456789abcdefu);
   EXPECT_EQ(received->message.writable, 1u);
   EXPECT_EQ(received->message.token, message.token);
+  EXPECT_EQ(received->message.tier, Tier::kGpu);
+  EXPECT_EQ(received->message.handle, DeviceHandleKind::kFabric);
+  EXPECT_EQ(received->message.device, message.device);
+  EXPECT_EQ(received->message.opaque, message.opaque);
   EXPECT_FALSE(received->fd);
 }
 
@@ -156,7 +164,28 @@ TEST_F(AttachWireTest, RefusesAnotherMagicAndNamesAnotherVersion) {
   ASSERT_FALSE(received);
   EXPECT_EQ(received.error().code, ErrorCode::kProtocol);
   EXPECT_NE(received.error().message.find("version 9"), std::string::npos);
+  EXPECT_NE(received.error().message.find("version 2"), std::string::npos);
+}
+
+TEST_F(AttachWireTest, NamesAnOlderVersionWhoseMessagesAreShorter) {
+  AttachMessage message;
+  message.version = 1;
+  ASSERT_NO_FATAL_FAILURE(SendRaw(&message, 72, {}));
+  const auto received = ReceiveAttachMessage(there_.get());
+  ASSERT_FALSE(received);
+  EXPECT_EQ(received.error().code, ErrorCode::kProtocol);
   EXPECT_NE(received.error().message.find("version 1"), std::string::npos);
+}
+
+TEST_F(AttachWireTest, RefusesTiersAndHandlesThatAreNone) {
+  AttachMessage message;
+  message.tier = static_cast<Tier>(kTiers);
+  ASSERT_TRUE(SendAttachMessage(here_.get(), message));
+  EXPECT_EQ(ReceiveError(), ErrorCode::kProtocol);
+  message = {};
+  message.handle = static_cast<DeviceHandleKind>(4);
+  ASSERT_TRUE(SendAttachMessage(here_.get(), message));
+  EXPECT_EQ(ReceiveError(), ErrorCode::kProtocol);
 }
 
 TEST_F(AttachWireTest, RefusesAndClosesMoreThanOneFile) {

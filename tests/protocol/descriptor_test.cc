@@ -58,6 +58,8 @@ TEST(DescriptorTest, TheLargestNumbersFit) {
 TEST(DescriptorTest, TiersHaveNames) {
   EXPECT_EQ(TierName(Tier::kDram), "dram");
   EXPECT_EQ(ParseTier("dram"), Tier::kDram);
+  EXPECT_EQ(TierName(Tier::kGpu), "gpu");
+  EXPECT_EQ(ParseTier("gpu"), Tier::kGpu);
   EXPECT_EQ(ParseTier("DRAM"), std::nullopt);
   EXPECT_EQ(ParseTier(""), std::nullopt);
 }
