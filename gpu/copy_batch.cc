@@ -143,6 +143,11 @@ void CopyBatch::CopyPages(size_t key, const PageCopy& pages) {
   AddTo(&state_->layers.back().keys, key);
 }
 
+void CopyBatch::Share(size_t key) {
+  MOONPOOL_CHECK(key < state_->keys.size());
+  AddTo(&state_->layers.back().keys, key);
+}
+
 void CopyBatch::EndLayer() {
   state_->layers.emplace_back();
 }

@@ -89,6 +89,8 @@ class CopyBatch {
   void Copy(size_t key, const Piece& piece);
   // The arrays that `pages` names (planes, a table in host memory) must stay until Submit().
   void CopyPages(size_t key, const PageCopy& pages);
+  // What was added last is that key's too: a page copy may carry the pages of many values.
+  void Share(size_t key);
   // What is added from now on is another layer's.  Empty layers are allowed.
   void EndLayer();
 

@@ -101,7 +101,10 @@ inline std::string KindName(const testing::TestParamInfo<Kind>& info) {
   return info.param == Kind::kDouble ? "HostDouble" : "Cuda";
 }
 
-#define INSTANTIATE_DEVICES(suite) \
-  INSTANTIATE_TEST_SUITE_P(On, suite, testing::Values(Kind::kDouble, Kind::kCuda), KindName)
+#define INSTANTIATE_DEVICES(suite)                                                        \
+  INSTANTIATE_TEST_SUITE_P(                                                               \
+      On, suite,                                                                          \
+      testing::Values(::moonpool::gpu::Kind::kDouble, ::moonpool::gpu::Kind::kCuda),      \
+      ::moonpool::gpu::KindName)
 
 }  // namespace moonpool::gpu
