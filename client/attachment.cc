@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <cstring>
 
+#include "client/gpu_devices.h"
+
 namespace moonpool::client {
 
 namespace {
@@ -62,8 +64,27 @@ Result<std::unique_ptr<Attachment>> Attachment::Connect(const std::string& addre
 Attachment::~Attachment() = default;
 
 void Attachment::Gone(NodeMemory& memory, uint32_t region) {
+  std::shared_ptr<Mapping> mapping = memory.Find(region);
   memory.Remove(region);
   std::erase(arenas_, region);
+  if (mapping != nullptr && mapping->device() != nullptr) {
+    leaving_.emplace_back(region, mapping);
+    mapping = nullptr;
+    return SayWhatLeft();
+  }
+  mapping = nullptr;
+  SayUnmapped(region);
+}
+
+void Attachment::SayWhatLeft() {
+  std::erase_if(leaving_, [&](const auto& leaving) {
+    if (!leaving.second.expired()) return false;
+    SayUnmapped(leaving.first);
+    return true;
+  });
+}
+
+void Attachment::SayUnmapped(uint32_t region) {
   AttachMessage unmapped;
   unmapped.type = AttachMessage::kUnmapped;
   unmapped.region = region;
@@ -84,7 +105,25 @@ bool Attachment::Receive(NodeMemory& memory, ReceivedAttachMessage* message) {
   }
 }
 
-std::shared_ptr<Mapping> Attachment::Map(NodeMemory& memory, uint32_t region, bool for_writing) {
+std::shared_ptr<Mapping> Attachment::Import(NodeMemory& memory,
+                                            const ReceivedAttachMessage& answer,
+                                            Options::GpuChoice gpu) {
+  gpu::RegionHandle handle;
+  handle.kind = static_cast<gpu::HandleKind>(answer.message.handle);
+  handle.device.bytes = answer.message.device;
+  handle.bytes = answer.message.bytes;
+  handle.opaque = answer.message.opaque;
+  auto imported = ImportDeviceMemory(gpu, handle, answer.fd.get());
+  if (!imported) {
+    memory.CannotImport(answer.message.region, imported.error().message);
+    return nullptr;
+  }
+  memory.Add(answer.message.region, *imported);
+  return std::move(*imported);
+}
+
+std::shared_ptr<Mapping> Attachment::Map(NodeMemory& memory, uint32_t region, bool for_writing,
+                                         Options::GpuChoice gpu) {
   const auto usable = [&](const std::shared_ptr<Mapping>& mapping) {
     return mapping != nullptr && (!for_writing || mapping->writable());
   };
@@ -93,7 +132,7 @@ std::shared_ptr<Mapping> Attachment::Map(NodeMemory& memory, uint32_t region, bo
   MutexLock lock(mu_);
   mapping = memory.Find(region);  // somebody else was faster
   if (usable(mapping)) return mapping;
-  if (!alive_) return nullptr;
+  if (!alive_ || !memory.importable(region)) return nullptr;
   AttachMessage want;
   want.type = AttachMessage::kWant;
   want.region = region;
@@ -107,6 +146,9 @@ std::shared_ptr<Mapping> Attachment::Map(NodeMemory& memory, uint32_t region, bo
     if (answer.message.region != region) continue;
     if (answer.message.type == AttachMessage::kGone) return nullptr;
     if (answer.message.type == AttachMessage::kRegion) break;
+  }
+  if (answer.message.handle != protocol::DeviceHandleKind::kNone) {
+    return Import(memory, answer, gpu);
   }
   const bool writable = answer.message.writable != 0;
   if (!answer.fd || (for_writing && !writable)) return nullptr;
@@ -133,6 +175,7 @@ std::shared_ptr<Mapping> Attachment::Map(NodeMemory& memory, uint32_t region, bo
 
 void Attachment::Pump(NodeMemory& memory) {
   MutexLock lock(mu_);
+  SayWhatLeft();
   while (alive_) {
     char probe;
     const ssize_t n = recv(fd_.get(), &probe, 1, MSG_PEEK | MSG_DONTWAIT);

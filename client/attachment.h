@@ -7,8 +7,10 @@
 #include <atomic>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "client/moonpool/client.h"
 #include "client/node_memory.h"
 #include "protocol/attach_wire.h"
 #include "protocol/mutex.h"
@@ -27,11 +29,13 @@ class Attachment {
   const std::shared_ptr<Mapping>& generations() const { return generations_; }
 
   // The region's mapping, from `memory` or fetched from the server and added to it.  Null when
-  // the server has no such region (any more), or the socket is gone.  `for_writing`: an arena of
-  // this session.
-  std::shared_ptr<Mapping> Map(NodeMemory& memory, uint32_t region, bool for_writing);
+  // the server has no such region (any more), the socket is gone, or it is memory of a device that
+  // this process does not reach.  `for_writing`: an arena of this session, or memory of a device.
+  std::shared_ptr<Mapping> Map(NodeMemory& memory, uint32_t region, bool for_writing,
+                               Options::GpuChoice gpu);
 
-  // Handles what the server sent unasked: regions to unmap.  Does not block.
+  // Handles what the server sent unasked: regions to unmap.  Does not block.  To be called now and
+  // then, whether or not anything came.
   void Pump(NodeMemory& memory);
   // False once a call found the socket closed.
   bool attached() const { return alive_.load(std::memory_order_relaxed); }
@@ -46,6 +50,12 @@ class Attachment {
   // Reads until a message that is not kGone; false at the end of the socket.
   bool Receive(NodeMemory& memory, protocol::ReceivedAttachMessage* message) REQUIRES(mu_);
   void Gone(NodeMemory& memory, uint32_t region) REQUIRES(mu_);
+  void SayUnmapped(uint32_t region) REQUIRES(mu_);
+  // Says so of device memory that nobody uses any more.
+  void SayWhatLeft() REQUIRES(mu_);
+  std::shared_ptr<Mapping> Import(NodeMemory& memory,
+                                  const protocol::ReceivedAttachMessage& answer,
+                                  Options::GpuChoice gpu);
 
   Mutex mu_;
   ForkSafeFd fd_;
@@ -53,6 +63,8 @@ class Attachment {
   uint64_t epoch_ = 0;
   std::shared_ptr<Mapping> generations_;
   std::vector<uint32_t> arenas_ GUARDED_BY(mu_);
+  // Device memory that the server wants back while copies use it.
+  std::vector<std::pair<uint32_t, std::weak_ptr<Mapping>>> leaving_ GUARDED_BY(mu_);
 };
 
 }  // namespace moonpool::client

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "client/errors.h"
+#include "client/gpu_devices.h"
 
 namespace moonpool::client {
 
@@ -45,9 +46,18 @@ Status Channel::Hello(const Options& options, Common* common) {
       options.transport == kShm || (options.transport == kAuto && common->try_shm);
   const bool want_rdma = options.transport == kRdma ||
                          (options.transport == kAuto && common->rdma->MayTry());
-  WordsOfHello(stream_, want_shm, want_rdma);
+  std::vector<std::string> devices;
+  if (want_shm && common->want_gpu) devices = GpuNames(options.gpu);
+  asked_gpu_ = common->want_gpu;
+  gpu_ = options.gpu;
+  WordsOfHello(stream_, want_shm, want_rdma, devices);
   ReplyHeader reply;
   if (!stream_.Flush() || !stream_.Next(&reply)) return stream_.failure();
+  if (reply.is_error() && !devices.empty() && reply.text.starts_with("ERR syntax error")) {
+    // A server that knows nothing of devices.
+    WordsOfHello(stream_, want_shm, want_rdma, {});
+    if (!stream_.Flush() || !stream_.Next(&reply)) return stream_.failure();
+  }
   if (reply.is_error()) {
     // A server that is plain Redis can still be used, value by value.
     if (!reply.text.starts_with("ERR unknown command")) return FromErrorReply(reply.text);

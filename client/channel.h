@@ -33,6 +33,7 @@ class Channel : public std::enable_shared_from_this<Channel> {
     std::shared_ptr<NodeMemory> memory;
     std::shared_ptr<RdmaTransport> rdma;
     bool try_shm = true;  // it has not failed lately
+    bool want_gpu = false;  // device memory of the server's
   };
   // Connects, authenticates, says KV.HELLO, and attaches to shared memory or else connects queue
   // pairs, as far as they are wanted and possible.
@@ -47,6 +48,8 @@ class Channel : public std::enable_shared_from_this<Channel> {
   bool shm() const { return attachment_ != nullptr && attachment_->attached(); }
   // There is no shared memory although the caller wanted it.
   bool attach_failed() const { return attach_failed_; }
+  // Device memory was asked for; it need not have been offered.
+  bool asked_gpu() const { return asked_gpu_; }
   // Null without RDMA.
   RdmaSession* rdma() const { return rdma_.get(); }
   // It was wanted and could not be had, or was not tried for an earlier failure.
@@ -54,10 +57,13 @@ class Channel : public std::enable_shared_from_this<Channel> {
   // The server speaks RESP only: no KV.* commands.
   bool plain() const { return plain_; }
   bool usable() const { return !stream_.broken(); }
+  // No call will be given it any more.
+  void Retire() { retired_.store(true, std::memory_order_relaxed); }
+  bool retired() const { return retired_.load(std::memory_order_relaxed); }
 
   // The region's mapping; null when it cannot be had.
   std::shared_ptr<Mapping> Map(uint32_t region, bool for_writing) {
-    return attachment_->Map(*memory_, region, for_writing);
+    return attachment_->Map(*memory_, region, for_writing, gpu_);
   }
 
   // After the header of a descriptor's array was read.
@@ -90,9 +96,12 @@ class Channel : public std::enable_shared_from_this<Channel> {
   std::unique_ptr<Attachment> attachment_;
   std::shared_ptr<NodeMemory> memory_;
   bool attach_failed_ = false;
+  bool asked_gpu_ = false;
+  Options::GpuChoice gpu_ = Options::GpuChoice::kAuto;
   std::unique_ptr<RdmaSession> rdma_;
   bool rdma_failed_ = false;
 
+  std::atomic<bool> retired_{false};
   std::atomic<bool> has_releases_{false};
   Mutex releases_mu_;
   std::vector<uint64_t> releases_ GUARDED_BY(releases_mu_);

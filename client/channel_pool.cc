@@ -21,6 +21,9 @@ constexpr std::chrono::milliseconds kVisitPause{5};
 
 // A new channel in place of this one may have what this one lacks: it failed some time ago.
 bool ClientImpl::MayBeBetter(const Channel& channel) {
+  if (channel.shm() && !channel.asked_gpu() && gpu_wanted_.load(std::memory_order_relaxed)) {
+    return true;
+  }
   if (options_.transport != Options::TransportChoice::kAuto || channel.plain() || channel.shm()) {
     return false;
   }
@@ -42,6 +45,7 @@ ClientImpl::Borrowed ClientImpl::Borrow(Status* status) {
         idle_.pop_back();
         if (!MayBeBetter(*channel)) return Borrowed(this, std::move(channel));
         worse = std::move(channel);
+        worse->Retire();
         --open_;
         break;
       }
@@ -55,6 +59,7 @@ ClientImpl::Borrowed ClientImpl::Borrow(Status* status) {
     ++open_;
     common.memory = memory_;
     common.rdma = rdma_;
+    common.want_gpu = gpu_wanted_.load(std::memory_order_relaxed);
     common.try_shm = attach_pause_.count() == 0 || Clock::now() >= attach_after_;
   }
   worse = nullptr;
@@ -83,6 +88,29 @@ ClientImpl::Borrowed ClientImpl::Borrow(Status* status) {
   return Borrowed(this, std::move(channel));
 }
 
+ClientImpl::Borrowed ClientImpl::BorrowThat(const std::shared_ptr<Channel>& channel,
+                                           Status* status) {
+  const auto deadline = Clock::now() + std::chrono::milliseconds(options_.timeout_ms);
+  MutexLock lock(mu_);
+  for (;;) {
+    const auto found = std::find(idle_.begin(), idle_.end(), channel);
+    if (found != idle_.end()) {
+      idle_.erase(found);
+      return Borrowed(this, channel);
+    }
+    if (channel->retired()) {
+      *status = {Code::kUnavailable, "its connection is lost"};
+      return Borrowed(this, nullptr);
+    }
+    if (Clock::now() >= deadline) {
+      *status = {Code::kTimeout, "its connection stayed in use"};
+      return Borrowed(this, nullptr);
+    }
+    // Others wait for any channel, and one of them may be woken instead.
+    channel_free_.WaitFor(mu_, kVisitPause);
+  }
+}
+
 void ClientImpl::GiveBack(std::shared_ptr<Channel> channel) {
   const bool usable = channel->usable();
   if (usable && channel->rdma() != nullptr) channel->rdma()->Rest();
@@ -91,6 +119,7 @@ void ClientImpl::GiveBack(std::shared_ptr<Channel> channel) {
     if (usable) {
       idle_.push_back(std::move(channel));
     } else {
+      channel->Retire();
       --open_;
       std::erase_if(all_, [](const std::weak_ptr<Channel>& c) { return c.expired(); });
     }
@@ -108,6 +137,7 @@ Status ClientImpl::WithChannel(const std::function<bool(Channel&)>& work) {
       MutexLock lock(mu_);
       open_ -= static_cast<int>(idle_.size());
       stale.swap(idle_);
+      for (const auto& channel : stale) channel->Retire();
     }
     const Borrowed channel = Borrow(&status);
     if (!channel) return status;
@@ -189,7 +219,7 @@ void ClientImpl::Housekeep() {
     }
     poll(polls.data(), polls.size(), kHousekeepingMs);
     for (size_t i = 0; i < channels.size(); ++i) {
-      if (polls[i + 1].revents != 0) channels[i]->Pump();
+      channels[i]->Pump();
     }
     channels.clear();
     // What readers are done with must not wait for the next call.

@@ -9,6 +9,7 @@
 #include "client/async_queue.h"
 #include "client/errors.h"
 #include "client/gatherer.h"
+#include "client/gpu_transfer.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -28,9 +29,11 @@ bool Target::Accept(uint64_t bytes) const {
     text->resize(bytes);
     return true;
   }
+  // Pages are filled whole.
+  if (pages != nullptr) return bytes == pages->bytes();
   uint64_t room = 0;
   for (const Buffer& piece : pieces) room += piece.size;
-  return bytes <= room;
+  return whole ? bytes == room : bytes <= room;
 }
 
 namespace {
@@ -53,6 +56,7 @@ ClientImpl::~ClientImpl() {
   {
     MutexLock lock(async_mu_);
     async_.reset();
+    finisher_.reset();
   }
   gatherer_.reset();
   {
@@ -209,16 +213,21 @@ AsyncQueue& ClientImpl::async() {
 Status ClientImpl::RegisterBuffer(void* data, size_t size) {
   if (data == nullptr || size == 0) return {Code::kInvalidArgument, "an empty buffer"};
   const auto begin = reinterpret_cast<uintptr_t>(data);
+  gpu::Device* device = nullptr;
+  if (DeviceMemoryPossible()) {
+    MemoryLookup lookup(options_.gpu, {});
+    if (Status found = lookup.DeviceOf(data, &device); !found.ok()) return found;
+  }
   {
     MutexLock lock(mu_);
-    for (const Buffer& other : registered_) {
-      const auto other_begin = reinterpret_cast<uintptr_t>(other.data);
-      if (begin < other_begin + other.size && other_begin < begin + size) {
+    for (const KnownMemory& other : registered_) {
+      if (begin < other.end && other.begin < begin + size) {
         return {Code::kInvalidArgument, "the buffer overlaps one that is registered already"};
       }
     }
-    registered_.push_back({data, size});
+    registered_.push_back({begin, begin + size, device});
   }
+  if (device != nullptr) return {};
   rdma_->Declare(data, size);
   // Whole pages inside the buffer; the kernel faults them in without changing a byte.  Kernels
   // before 5.14 cannot, and then the first transfer does it.
@@ -232,19 +241,22 @@ Status ClientImpl::RegisterBuffer(void* data, size_t size) {
 }
 
 Status ClientImpl::UnregisterBuffer(void* data) {
-  Buffer found;
+  const auto begin = reinterpret_cast<uintptr_t>(data);
+  KnownMemory found;
   {
     MutexLock lock(mu_);
-    for (const Buffer& buffer : registered_) {
-      if (buffer.data == data) found = buffer;
+    for (const KnownMemory& memory : registered_) {
+      if (memory.begin == begin) found = memory;
     }
   }
-  if (found.data == nullptr) return {Code::kInvalidArgument, "the buffer is not registered"};
-  // Servers know it by their sessions.
-  VisitQueuePairs([&](RdmaSession& rdma) { rdma.Forget(found.data, found.size); });
-  rdma_->Withdraw(data);
+  if (found.begin == 0) return {Code::kInvalidArgument, "the buffer is not registered"};
+  if (found.device == nullptr) {
+    // Servers know it by their sessions.
+    VisitQueuePairs([&](RdmaSession& rdma) { rdma.Forget(data, found.end - found.begin); });
+    rdma_->Withdraw(data);
+  }
   MutexLock lock(mu_);
-  std::erase_if(registered_, [data](const Buffer& buffer) { return buffer.data == data; });
+  std::erase_if(registered_, [begin](const KnownMemory& memory) { return memory.begin == begin; });
   return {};
 }
 
@@ -261,6 +273,7 @@ Stats ClientImpl::stats() const {
   stats.shm = per_transport(Transport::kShm);
   stats.rdma = per_transport(Transport::kRdma);
   stats.tcp = per_transport(Transport::kTcp);
+  stats.cuda = per_transport(Transport::kCuda);
   stats.inline_values = get(counters_.inline_values);
   stats.fallbacks = get(counters_.fallbacks);
   stats.generation_retries = get(counters_.generation_retries);
@@ -273,6 +286,10 @@ Stats ClientImpl::stats() const {
   stats.views = get(counters_.views);
   stats.view_copies = get(counters_.view_copies);
   stats.gathered_calls = get(counters_.gathered_calls);
+  stats.gpu_values = get(counters_.gpu_values);
+  stats.gpu_staged_values = get(counters_.gpu_staged_values);
+  MutexLock lock(mu_);
+  stats.gpu_error = memory_ != nullptr ? memory_->import_error() : std::string();
   return stats;
 }
 

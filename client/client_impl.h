@@ -21,6 +21,8 @@
 #include "client/channel.h"
 #include "client/copier.h"
 #include "client/endpoint.h"
+#include "client/gpu_devices.h"
+#include "client/gpu_work.h"
 #include "client/moonpool/client.h"
 #include "protocol/mutex.h"
 
@@ -28,13 +30,20 @@ namespace moonpool::client {
 
 class AsyncQueue;
 class Gatherer;
+class GpuFinisher;
+struct GpuTransferState;
 
 // Where the bytes of one key go: pieces to fill, or a string that takes the value's size.
 struct Target {
   std::span<const Buffer> pieces;
   std::string* text = nullptr;
+  // The layer of each piece; empty: there is only one.
+  std::span<const uint32_t> layers = {};
+  // Device memory described by a page table (PageCopy::to), in the place of pieces.
+  const gpu::PageCopy* pages = nullptr;
+  bool whole = false;  // nothing may be left over
 
-  // False when the pieces are shorter than `bytes`.
+  // False when they are shorter than `bytes`.
   bool Accept(uint64_t bytes) const;
 };
 
@@ -42,6 +51,8 @@ struct Target {
 struct Source {
   std::span<const ConstBuffer> pieces;
   uint64_t bytes = 0;
+  std::span<const uint32_t> layers = {};
+  const gpu::PageCopy* pages = nullptr;  // PageCopy::from
 };
 
 struct Counters {
@@ -59,6 +70,8 @@ struct Counters {
   std::atomic<uint64_t> views{0};
   std::atomic<uint64_t> view_copies{0};
   std::atomic<uint64_t> gathered_calls{0};
+  std::atomic<uint64_t> gpu_values{0};
+  std::atomic<uint64_t> gpu_staged_values{0};
 
   void Read(Transport transport, uint64_t bytes) {
     values_read[static_cast<size_t>(transport)].fetch_add(1, std::memory_order_relaxed);
@@ -92,6 +105,8 @@ std::vector<std::span<const size_t>> Chunks(std::span<const size_t> keys, size_t
 // What KV.ALLOC and KV.WRITE say behind their keys, and how many words that is.
 size_t OptionWords(const PutOptions& options);
 void SayOptions(RespStream& stream, const PutOptions& options);
+// What is wrong with them; empty: nothing.
+std::string WrongOptions(const PutOptions& options);
 
 class ClientImpl {
  public:
@@ -126,6 +141,14 @@ class ClientImpl {
   Status RegisterBuffer(void* data, size_t size);
   Status UnregisterBuffer(void* data);
 
+  // moonpool/gpu.h
+  void StartGet(GpuTransferState& transfer);
+  void StartPut(const std::shared_ptr<GpuTransferState>& transfer);
+  // Makes every result known: at once, or false; or when the device has copied.
+  bool TryFinish(GpuTransferState& transfer);
+  void Finish(GpuTransferState& transfer);
+  std::vector<KeyResult>& Retry(GpuTransferState& transfer);
+
   Stats stats() const;
   Transport transport() const;
 
@@ -153,6 +176,8 @@ class ClientImpl {
   // channel_pool.cc
   // Waits for a free channel or opens one.  Empty, with `status` set, when there is none.
   Borrowed Borrow(Status* status);
+  // The same for one that is wanted and no other; empty when it is gone.
+  Borrowed BorrowThat(const std::shared_ptr<Channel>& channel, Status* status);
   void GiveBack(std::shared_ptr<Channel> channel);
   // Runs `work` on a channel, once more on a fresh one when the connection broke.  `work` returns
   // false when the stream failed; what it has completed by then it must not do again.
@@ -174,6 +199,7 @@ class ClientImpl {
     std::vector<KeyResult>& results;
     std::vector<size_t> pending;
     Clock::time_point start;
+    GpuWork* gpu = nullptr;  // of reads and writes, never null
     std::vector<size_t> unreachable = {};  // what goes over tcp next
     // Of keys that are done together: the clock may cost more than a key.
     std::optional<Clock::time_point> now = {};
@@ -190,12 +216,49 @@ class ClientImpl {
   // Each does what it can of batch.pending and leaves there what is still to be done; false when
   // the stream failed.
   // `rdma`: over which to pull, when there is no shared memory.
+  void Get(GetBatch& batch);
+  void Put(PutBatch& batch, const PutOptions& options);
   bool LocateAndPull(Channel& channel, RdmaSession* rdma, GetBatch& batch);
   bool GetOverTcp(Channel& channel, GetBatch& batch);
   bool AllocateAndPush(Channel& channel, PutBatch& batch, const PutOptions& options);
+  // What KV.ALLOC gave for a key.
+  struct Allocation {
+    size_t index;
+    int64_t token;
+    uint32_t region;
+    uint64_t offset;
+    std::shared_ptr<Mapping> mapping;
+    uint32_t crc;
+
+    Transport transport() const {
+      return mapping->device() != nullptr ? Transport::kCuda : Transport::kShm;
+    }
+  };
+  bool ReadAllocations(Channel& channel, std::span<const size_t> chunk, PutBatch& batch,
+                       std::vector<Allocation>* allocations, std::vector<size_t>* rest);
+  void FindExtents(Channel& channel, PutBatch& batch, std::vector<Allocation>* allocations,
+                   std::vector<size_t>* rest);
+  void Push(Channel& channel, PutBatch& batch, std::vector<Allocation>* allocations);
+  void PushByDevice(Channel& channel, const Allocation& allocation, PutBatch& batch);
+  void WordsOfCommit(RespStream& stream, const PutBatch& batch,
+                     std::span<const Allocation> allocations);
+  bool ReadCommits(RespStream& stream, PutBatch& batch, std::span<const Allocation> allocations);
+  // With the next command.
+  void Abort(Channel& channel, std::string_view key, int64_t token);
   bool LetServerRead(Channel& channel, RdmaSession& rdma, PutBatch& batch,
                      const PutOptions& options);
   bool SetOverTcp(Channel& channel, PutBatch& batch, const PutOptions& options);
+
+  // --- on a stream of the caller's.  Those without a lock of their own: the transfer's is held
+  void Submit(GpuTransferState& transfer);
+  void FinishLocked(GpuTransferState& transfer);
+  void FinishGet(GpuTransferState& transfer);
+  void FinishPut(GpuTransferState& transfer);
+  void Commit(const std::shared_ptr<Channel>& session, std::span<GpuMove* const> aborted,
+              std::span<const Allocation> copied, PutBatch& batch);
+  template <typename Item>
+  void PagesByProcessor(Batch<Item>& batch, GpuTransferState* transfer);
+  GpuFinisher& finisher();
 
   // A value that is to be copied out of shared memory, or read over RDMA (no mapping then).
   struct Pull {
@@ -204,11 +267,36 @@ class ClientImpl {
     std::shared_ptr<Mapping> mapping;
     const protocol::GenerationCounter* counter;
   };
+
+  // --- memory of devices
+  // Which keys have any.  Done with an error: those whose memory the library cannot use.
+  template <typename Item>
+  void FindDevices(Batch<Item>& batch);
+  // The rest of a bulk string into pinned memory, and from there on.
+  bool ReadStaged(Channel& channel, const ReplyHeader& header, size_t index, GetBatch& batch);
+  // A value's copy, for the device.
+  static void MoveTo(const Target& target, GpuMove move, GpuWork& gpu);
+  static void MoveFrom(const Source& source, GpuMove move, GpuWork& gpu);
+  // Registers the copy of a pull by a device.
+  void PullByDevice(Channel& channel, const Pull& pull, GetBatch& batch);
+  void PutOnDevice(const Pull& pull, char* staged, GetBatch& batch);
+  // For values that are to be checked: into pinned memory, and from there on.  False: its key is done
+  // or pending again.
+  bool LoadChecked(const Pull& pull, GetBatch& batch, GpuMove* move);
+  // Waits for what devices move, unless somebody else does, and says what became of it.
+  void FinishMoves(GetBatch& batch);
+  void FinishMove(GpuMove& move, GetBatch& batch);
+  // Runs `put` with what is pending, in rounds in which device memory is copied to host memory.
+  bool PutStaged(PutBatch& batch, const std::function<bool()>& put);
+
   // False when the value needs no copy: its key is done, or pending again.
   bool PreparePull(Channel& channel, Pull& pull, GetBatch& batch);
   void RunPulls(Channel& channel, std::span<const Pull> pulls, GetBatch& batch);
   bool PrepareRead(Channel& channel, const Pull& pull, GetBatch& batch);
   void RunReads(Channel& channel, RdmaSession& rdma, std::span<const Pull> pulls, GetBatch& batch);
+  // So many of the first that their staged bytes are not too many.
+  size_t ReadSome(Channel& channel, RdmaSession& rdma, std::span<const Pull> pulls,
+                  GetBatch& batch);
   // The bytes are those of the descriptor's version; what is left is their checksum.
   void Pulled(const Pull& pull, Transport transport, GetBatch& batch);
   // The whole value over RESP, for a view that cannot be one.
@@ -233,12 +321,15 @@ class ClientImpl {
   const std::shared_ptr<RdmaTransport> rdma_;
   Clock::time_point attach_after_ GUARDED_BY(mu_);  // shared memory failed: not before this
   std::chrono::milliseconds attach_pause_ GUARDED_BY(mu_){0};
-  std::vector<Buffer> registered_ GUARDED_BY(mu_);
+  std::vector<KnownMemory> registered_ GUARDED_BY(mu_);
+  // Device memory was used: new connections ask for the server's, and are asked for.
+  std::atomic<bool> gpu_wanted_{false};
   bool stop_ GUARDED_BY(mu_) = false;
   std::atomic<Transport> in_use_{Transport::kTcp};
 
   Mutex async_mu_;
   std::unique_ptr<AsyncQueue> async_ GUARDED_BY(async_mu_);
+  std::unique_ptr<GpuFinisher> finisher_ GUARDED_BY(async_mu_);
   std::unique_ptr<Gatherer> gatherer_;
   UniqueFd wake_fd_;
   std::thread housekeeper_;

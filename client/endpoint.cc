@@ -87,6 +87,11 @@ std::string ApplyOption(std::string_view name, std::string_view value, Options* 
     options->checksum = value == "yes";
     return "";
   }
+  if (name == "gpu") {
+    if (value != "auto" && value != "no") return "gpu is auto or no";
+    options->gpu = value == "auto" ? Options::GpuChoice::kAuto : Options::GpuChoice::kNo;
+    return "";
+  }
   for (const auto& [text_name, field] : kTextOptions) {
     if (text_name != name) continue;
     const auto text = Unescape(value);

@@ -23,6 +23,9 @@ constexpr CodeRow kCodes[] = {
     {Code::kCorrupt, "Corrupt", "treat it as a miss and write the value again"},
     {Code::kProtocol, "Protocol", "use a library and a server of the same release"},
     {Code::kServerError, "ServerError", "the message is the server's own"},
+    {Code::kChanged, "Changed", "read it again, or treat it as a miss"},
+    {Code::kDeviceError, "DeviceError",
+     "do as the message says; a device that was lost needs a new process"},
 };
 
 struct ReplyRow {
@@ -58,6 +61,11 @@ Status FromErrorReply(std::string_view text) {
     if (text.starts_with(row.prefix)) return {row.code, std::string(text)};
   }
   return {Code::kServerError, std::string(text)};
+}
+
+Status FromDeviceError(const Error& error) {
+  return {error.code == ErrorCode::kInvalidArgument ? Code::kInvalidArgument : Code::kDeviceError,
+          error.message};
 }
 
 Status FromError(const Error& error) {

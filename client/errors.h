@@ -11,5 +11,7 @@ namespace moonpool::client {
 // `text` is an error reply without its '-': "OOM command not allowed ...".
 Status FromErrorReply(std::string_view text);
 Status FromError(const Error& error);
+// Of a GPU that was to copy.
+Status FromDeviceError(const Error& error);
 
 }  // namespace moonpool::client

@@ -66,13 +66,20 @@ bool ReadTransport(RespStream& stream, const ReplyHeader& header, HelloAnswer* a
   std::string transport, attach, token;
   uint64_t port = 0;
   std::vector<RdmaOffer::Nic> nics;
+  std::vector<std::string> devices;
   const bool read = ReadMap(stream, header, [&](const std::string& name, const ReplyHeader& value) {
     if (name == "name") return ReadWord(stream, value, &transport);
     if (name == "attach") return ReadWord(stream, value, &attach);
     if (name == "token") return ReadWord(stream, value, &token);
     if (name == "port") return ReadNumber(stream, value, &port);
-    if (name != "nics" || value.elements() < 0) return stream.Skip(value);
     const int64_t count = value.elements();
+    if (name == "devices" && count >= 0) {
+      for (int64_t i = 0; i < count; ++i) {
+        if (!stream.ReadText(&devices.emplace_back())) return false;
+      }
+      return true;
+    }
+    if (name != "nics" || count < 0) return stream.Skip(value);
     for (int64_t i = 0; i < count; ++i) {
       ReplyHeader nic;
       if (!stream.Next(&nic) || !ReadNic(stream, nic, &nics.emplace_back())) return false;
@@ -83,6 +90,8 @@ bool ReadTransport(RespStream& stream, const ReplyHeader& header, HelloAnswer* a
   if (transport == "shm") {
     answer->attach = std::move(attach);
     answer->token = std::move(token);
+  } else if (transport == "cuda") {
+    answer->devices = std::move(devices);
   } else if (transport == "rdma" && port > 0 && port <= UINT16_MAX) {
     answer->rdma = RdmaOffer{0, 0, static_cast<uint16_t>(port), std::move(token), std::move(nics)};
   }
@@ -91,19 +100,28 @@ bool ReadTransport(RespStream& stream, const ReplyHeader& header, HelloAnswer* a
 
 }  // namespace
 
-void WordsOfHello(RespStream& stream, bool want_shm, bool want_rdma) {
-  const int transports = 1 + (want_shm ? 1 : 0) + (want_rdma ? 1 : 0);
-  stream.Begin(4 + static_cast<size_t>(transports) + (want_shm ? 2 : 0));
+void WordsOfHello(RespStream& stream, bool want_shm, bool want_rdma,
+                  std::span<const std::string> devices) {
+  const bool want_cuda = !devices.empty();
+  const int transports = 1 + (want_shm ? 1 : 0) + (want_cuda ? 1 : 0) + (want_rdma ? 1 : 0);
+  stream.Begin(4 + static_cast<size_t>(transports) + (want_shm ? 2 : 0) +
+               (want_cuda ? 2 + devices.size() : 0));
   stream.Word("KV.HELLO");
   stream.Word("1");
   stream.Word("TRANSPORTS");
   stream.Word(static_cast<int64_t>(transports));
   if (want_shm) stream.Word("shm");
+  if (want_cuda) stream.Word("cuda");
   if (want_rdma) stream.Word("rdma");
   stream.Word("tcp");
   if (want_shm) {
     stream.Word("HOST");
     stream.Word(HostId());
+  }
+  if (want_cuda) {
+    stream.Word("DEVICES");
+    stream.Word(static_cast<int64_t>(devices.size()));
+    for (const std::string& device : devices) stream.Word(device);
   }
 }
 

@@ -5,7 +5,9 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "client/rdma_transport.h"
 #include "client/resp_stream.h"
@@ -25,9 +27,13 @@ struct HelloAnswer {
   std::string attach;
   std::string token;
   std::optional<RdmaOffer> rdma;
+  // Devices of the server's whose memory may be imported, by UUID; the attach socket is shm's.
+  std::vector<std::string> devices;
 };
 
-void WordsOfHello(RespStream& stream, bool want_shm, bool want_rdma);
+// `devices`: those that the client can import memory of; empty: it wants none.
+void WordsOfHello(RespStream& stream, bool want_shm, bool want_rdma,
+                  std::span<const std::string> devices);
 // The map whose header was read.  False when the stream failed.
 bool ReadHello(RespStream& stream, const ReplyHeader& header, HelloAnswer* answer);
 

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <cerrno>
+#include <utility>
 
 namespace moonpool::client {
 
@@ -35,8 +36,33 @@ std::shared_ptr<Mapping> Mapping::Create(int fd, size_t bytes, bool writable) {
   return std::shared_ptr<Mapping>(new Mapping(static_cast<char*>(data), bytes, writable));
 }
 
+std::shared_ptr<Mapping> Mapping::OfDevice(gpu::Device* device,
+                                           std::unique_ptr<gpu::DeviceRegion> region) {
+  std::shared_ptr<Mapping> mapping(new Mapping(region->data(), region->bytes(), true));
+  mapping->device_ = device;
+  mapping->region_ = std::move(region);
+  return mapping;
+}
+
 Mapping::~Mapping() {
-  if (ForkCount() == forks_) munmap(data_, bytes_);
+  MutexLock lock(pin_mu_);
+  if (ForkCount() != forks_) {
+    // It is the parent's, and CUDA does not work here.
+    (void)region_.release();
+    (void)pinned_.release();
+    return;
+  }
+  pinned_ = nullptr;
+  if (device_ == nullptr) munmap(data_, bytes_);
+}
+
+void Mapping::PinFor(gpu::Device& device) {
+  MutexLock lock(pin_mu_);
+  if (pin_tried_ || device_ != nullptr) return;
+  pin_tried_ = true;
+  auto pinned = device.Pin(data_, bytes_,
+                           writable_ ? gpu::Access::kReadWrite : gpu::Access::kReadOnly);
+  if (pinned) pinned_ = std::move(*pinned);
 }
 
 std::shared_ptr<Mapping> NodeMemory::Find(uint32_t region) const {
@@ -57,6 +83,22 @@ void NodeMemory::Remove(uint32_t region) {
   if (found == regions_.end()) return;
   removed = std::move(found->second);
   regions_.erase(found);
+}
+
+void NodeMemory::CannotImport(uint32_t region, std::string why) {
+  MutexLock lock(mu_);
+  not_importable_.insert(region);
+  import_error_ = std::move(why);
+}
+
+bool NodeMemory::importable(uint32_t region) const {
+  MutexLock lock(mu_);
+  return !not_importable_.contains(region);
+}
+
+std::string NodeMemory::import_error() const {
+  MutexLock lock(mu_);
+  return import_error_;
 }
 
 }  // namespace moonpool::client

@@ -8,27 +8,40 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "client/fork_guard.h"
+#include "gpu/device.h"
 #include "protocol/mutex.h"
 #include "protocol/seqlock.h"
 #include "protocol/unique_fd.h"
 
 namespace moonpool::client {
 
-// One mapping; unmapped when the last user lets go of it.
+// One mapping; unmapped when the last user lets go of it, which nobody does while a device copies
+// from or to it.
 class Mapping {
  public:
   // Null when the kernel refuses.
   static std::shared_ptr<Mapping> Create(int fd, size_t bytes, bool writable);
+  // Memory of a device, imported by `device`.
+  static std::shared_ptr<Mapping> OfDevice(gpu::Device* device,
+                                           std::unique_ptr<gpu::DeviceRegion> region);
   ~Mapping();
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
 
+  // Of device memory an address for copies, not to be read by the processor.
   char* data() const { return data_; }
   size_t bytes() const { return bytes_; }
   bool writable() const { return writable_; }
+  // Whose memory it is, as it was imported; null for host memory.
+  gpu::Device* device() const { return device_; }
+  // Pins host memory for devices, the first time it is called.  Where it cannot be pinned devices
+  // copy it at the driver's pace.
+  void PinFor(gpu::Device& device);
 
  private:
   Mapping(char* data, size_t bytes, bool writable)
@@ -38,6 +51,11 @@ class Mapping {
   const size_t bytes_;
   const bool writable_;
   const uint64_t forks_ = ForkCount();
+  gpu::Device* device_ = nullptr;
+  std::unique_ptr<gpu::DeviceRegion> region_;
+  Mutex pin_mu_;
+  bool pin_tried_ GUARDED_BY(pin_mu_) = false;
+  std::unique_ptr<gpu::PinnedRegion> pinned_ GUARDED_BY(pin_mu_);
 };
 
 class NodeMemory {
@@ -60,11 +78,18 @@ class NodeMemory {
   // Forgets the region; users that hold the mapping keep it.
   void Remove(uint32_t region);
 
+  // A device's region that could not be imported is not tried again; the last error stays.
+  void CannotImport(uint32_t region, std::string why);
+  bool importable(uint32_t region) const;
+  std::string import_error() const;
+
  private:
   const uint64_t epoch_;
   const std::shared_ptr<Mapping> generations_;
   mutable Mutex mu_;
   std::unordered_map<uint32_t, std::shared_ptr<Mapping>> regions_ GUARDED_BY(mu_);
+  std::unordered_set<uint32_t> not_importable_ GUARDED_BY(mu_);
+  std::string import_error_ GUARDED_BY(mu_);
 };
 
 }  // namespace moonpool::client

@@ -20,6 +20,7 @@ constexpr int kPullAttempts = 8;
 constexpr size_t kGetPipeline = 64;
 
 uint64_t Room(const Target& target) {
+  if (target.pages != nullptr) return target.pages->bytes();
   uint64_t room = 0;
   for (const Buffer& piece : target.pieces) room += piece.size;
   return room;
@@ -68,7 +69,8 @@ void WordsOfLocate(RespStream& stream, std::span<const std::string_view> keys,
 std::vector<KeyResult> ClientImpl::GetInto(std::span<const std::string_view> keys,
                                            std::span<const Target> targets) {
   std::vector<KeyResult> results(keys.size());
-  GetBatch batch{keys, targets, results, {}, Clock::now()};
+  GpuWork gpu;
+  GetBatch batch{keys, targets, results, {}, Clock::now(), &gpu};
   if (targets.size() != keys.size()) {
     for (size_t i = 0; i < keys.size(); ++i) {
       batch.Done(i, Code::kInvalidArgument, Transport::kNone, 0, "one buffer per key is needed");
@@ -77,6 +79,12 @@ std::vector<KeyResult> ClientImpl::GetInto(std::span<const std::string_view> key
   }
   batch.pending.resize(keys.size());
   for (size_t i = 0; i < keys.size(); ++i) batch.pending[i] = i;
+  FindDevices(batch);
+  Get(batch);
+  return results;
+}
+
+void ClientImpl::Get(GetBatch& batch) {
   Status status;
   for (int attempt = 0; !batch.pending.empty() && status.ok(); ++attempt) {
     status = WithChannel([&](Channel& channel) {
@@ -92,7 +100,7 @@ std::vector<KeyResult> ClientImpl::GetInto(std::span<const std::string_view> key
     });
   }
   for (const size_t index : batch.pending) batch.Error(index, status);
-  return results;
+  batch.pending.clear();
 }
 
 bool ClientImpl::LocateAndPull(Channel& channel, RdmaSession* rdma, GetBatch& batch) {
@@ -186,6 +194,7 @@ bool ClientImpl::ReadInline(Channel& channel, const ReplyHeader& header, size_t 
                "the value has " + std::to_string(bytes) + " bytes");
     return true;
   }
+  if (batch.gpu->Takes(index)) return ReadStaged(channel, header, index, batch);
   Buffer whole;
   std::span<const Buffer> pieces = target.pieces;
   if (target.text != nullptr) {
@@ -201,6 +210,7 @@ bool ClientImpl::ReadInline(Channel& channel, const ReplyHeader& header, size_t 
 bool ClientImpl::PreparePull(Channel& channel, Pull& pull, GetBatch& batch) {
   const protocol::Descriptor& descriptor = pull.descriptor;
   const uint64_t bytes = descriptor.length;
+  const bool in_device = descriptor.tier == protocol::Tier::kGpu;
   pull.mapping = channel.Map(descriptor.region, false);
   pull.counter = channel.memory()->counter(descriptor.slot);
   if (pull.mapping != nullptr &&
@@ -208,6 +218,9 @@ bool ClientImpl::PreparePull(Channel& channel, Pull& pull, GetBatch& batch) {
        bytes > pull.mapping->bytes() - descriptor.offset)) {
     batch.Done(pull.index, Code::kProtocol, Transport::kShm, bytes,
                "a descriptor points outside its region");
+  } else if (pull.mapping == nullptr && in_device) {
+    // A device that this process cannot reach: the server can.
+    batch.unreachable.push_back(pull.index);
   } else if (pull.mapping == nullptr ||
              protocol::LoadGeneration(*pull.counter) != descriptor.generation) {
     // It is not that version any more, or its region is gone: a fresh descriptor will tell.
@@ -227,8 +240,15 @@ bool ClientImpl::PreparePull(Channel& channel, Pull& pull, GetBatch& batch) {
 void ClientImpl::RunPulls(Channel& channel, std::span<const Pull> pulls, GetBatch& batch) {
   std::vector<Copier::Piece> pieces;
   std::vector<Buffer> parts;
+  std::vector<const Pull*> copied;
   pieces.reserve(pulls.size());
+  copied.reserve(pulls.size());
   for (const Pull& pull : pulls) {
+    if (batch.gpu->Takes(pull.index) || pull.mapping->device() != nullptr) {
+      PullByDevice(channel, pull, batch);
+      continue;
+    }
+    copied.push_back(&pull);
     parts.clear();
     AddParts(batch.items[pull.index], pull.descriptor.length, &parts);
     const char* from = pull.mapping->data() + pull.descriptor.offset;
@@ -237,18 +257,20 @@ void ClientImpl::RunPulls(Channel& channel, std::span<const Pull> pulls, GetBatc
       from += part.size;
     }
   }
+  if (!batch.gpu->deferred()) batch.gpu->Submit();
   copier_.Copy(pieces);
   batch.now = Clock::now();
-  for (const Pull& pull : pulls) {
-    if (pull.descriptor.lease != 0) channel.QueueRelease(pull.descriptor.lease);
-    if (!protocol::GenerationUnchanged(*pull.counter, pull.descriptor.generation)) {
+  for (const Pull* pull : copied) {
+    if (pull->descriptor.lease != 0) channel.QueueRelease(pull->descriptor.lease);
+    if (!protocol::GenerationUnchanged(*pull->counter, pull->descriptor.generation)) {
       counters_.generation_retries.fetch_add(1, std::memory_order_relaxed);
-      batch.pending.push_back(pull.index);
+      batch.pending.push_back(pull->index);
     } else {
-      Pulled(pull, Transport::kShm, batch);
+      Pulled(*pull, Transport::kShm, batch);
     }
   }
   batch.now.reset();
+  FinishMoves(batch);
 }
 
 void ClientImpl::Pulled(const Pull& pull, Transport transport, GetBatch& batch) {
@@ -274,20 +296,40 @@ bool ClientImpl::PrepareRead(Channel& channel, const Pull& pull, GetBatch& batch
   return false;
 }
 
-// One transfer for all of them: slices of several values are under way at once.
 void ClientImpl::RunReads(Channel& channel, RdmaSession& rdma, std::span<const Pull> pulls,
                           GetBatch& batch) {
-  if (pulls.empty()) return;
+  while (!pulls.empty()) pulls = pulls.subspan(ReadSome(channel, rdma, pulls, batch));
+  FinishMoves(batch);
+}
+
+// One transfer for all of them: slices of several values are under way at once.  Device memory is
+// filled from pinned memory afterwards.
+size_t ClientImpl::ReadSome(Channel& channel, RdmaSession& rdma, std::span<const Pull> pulls,
+                            GetBatch& batch) {
+  std::vector<const Pull*> read;
   std::vector<Buffer> parts;
   std::vector<size_t> ends;
-  for (const Pull& pull : pulls) {
-    AddParts(batch.items[pull.index], pull.descriptor.length, &parts);
+  if (batch.gpu->full()) FinishMoves(batch);
+  size_t count = 0;
+  for (; count < pulls.size() && !batch.gpu->full(); ++count) {
+    const Pull& pull = pulls[count];
+    if (!batch.gpu->Takes(pull.index)) {
+      AddParts(batch.items[pull.index], pull.descriptor.length, &parts);
+    } else if (const Result<char*> memory = batch.gpu->Stage(batch.gpu->DeviceFor(pull.index),
+                                                             pull.descriptor.length)) {
+      parts.push_back({*memory, pull.descriptor.length});
+    } else {
+      batch.Error(pull.index, FromDeviceError(memory.error()));
+      if (pull.descriptor.lease != 0) channel.QueueRelease(pull.descriptor.lease);
+      continue;
+    }
+    read.push_back(&pull);
     ends.push_back(parts.size());
   }
   std::vector<RdmaSession::Value> values;
-  values.reserve(pulls.size());
-  for (size_t i = 0; i < pulls.size(); ++i) {
-    const protocol::Descriptor& descriptor = pulls[i].descriptor;
+  values.reserve(read.size());
+  for (size_t i = 0; i < read.size(); ++i) {
+    const protocol::Descriptor& descriptor = read[i]->descriptor;
     const size_t first = i == 0 ? 0 : ends[i - 1];
     values.push_back({descriptor.region, descriptor.offset, descriptor.length, descriptor.slot,
                       descriptor.generation, std::span(parts).subspan(first, ends[i] - first)});
@@ -295,12 +337,16 @@ void ClientImpl::RunReads(Channel& channel, RdmaSession& rdma, std::span<const P
   std::vector<RdmaSession::Outcome> outcomes;
   rdma.Read(values, Clock::now() + std::chrono::milliseconds(options_.timeout_ms), &outcomes);
   batch.now = Clock::now();
-  for (size_t i = 0; i < pulls.size(); ++i) {
-    const Pull& pull = pulls[i];
+  for (size_t i = 0; i < read.size(); ++i) {
+    const Pull& pull = *read[i];
     if (pull.descriptor.lease != 0) channel.QueueRelease(pull.descriptor.lease);
     switch (outcomes[i]) {
       case RdmaSession::Outcome::kDone:
-        Pulled(pull, Transport::kRdma, batch);
+        if (batch.gpu->Takes(pull.index)) {
+          PutOnDevice(pull, static_cast<char*>(values[i].into[0].data), batch);
+        } else {
+          Pulled(pull, Transport::kRdma, batch);
+        }
         break;
       case RdmaSession::Outcome::kChanged:
       case RdmaSession::Outcome::kNotThere:
@@ -313,6 +359,7 @@ void ClientImpl::RunReads(Channel& channel, RdmaSession& rdma, std::span<const P
     }
   }
   batch.now.reset();
+  return count;
 }
 
 // --- over RESP ---------------------------------------------------------------------------------
@@ -325,6 +372,7 @@ bool ClientImpl::GetOverTcp(Channel& channel, GetBatch& batch) {
   size_t sent = 0;
   const auto fail = [&] {
     batch.pending.assign(todo.begin() + static_cast<ptrdiff_t>(done), todo.end());
+    FinishMoves(batch);
     return false;
   };
   while (done < todo.size()) {
@@ -352,6 +400,7 @@ bool ClientImpl::GetOverTcp(Channel& channel, GetBatch& batch) {
     }
     ++done;
   }
+  FinishMoves(batch);
   return true;
 }
 

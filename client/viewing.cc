@@ -20,14 +20,14 @@ Status ClientImpl::GetView(std::string_view key, View* view) {
   for (int attempt = 0; attempt < kHoldAttempts; ++attempt) {
     protocol::Descriptor descriptor;
     bool located = false;
-    bool over_rdma = false;
+    bool by_copy = false;
     std::shared_ptr<Channel> holder;
     auto state = std::make_unique<View::State>();
     status = WithChannel([&](Channel& channel) {
       RespStream& stream = channel.stream();
       answer = {};
-      over_rdma = !channel.shm() && channel.rdma() != nullptr;
-      if (over_rdma) return true;
+      by_copy = !channel.shm() && channel.rdma() != nullptr;
+      if (by_copy) return true;
       if (!channel.shm()) return ReadCopy(channel, key, &state->copy, &answer);
       stream.Begin(4);
       stream.Word("KV.LOCATE");
@@ -52,13 +52,16 @@ Status ClientImpl::GetView(std::string_view key, View* view) {
         return stream.ReadBulk(&state->copy, static_cast<uint64_t>(element.value));
       } else {
         if (!channel.ReadDescriptor(&descriptor)) return false;
-        located = true;
+        // Nobody looks at a device's memory in place.
+        by_copy = descriptor.tier == protocol::Tier::kGpu;
+        located = !by_copy;
         holder = channel.shared_from_this();
+        if (by_copy && descriptor.lease != 0) channel.QueueRelease(descriptor.lease);
       }
       return true;
     });
     if (!status.ok()) return status;
-    if (over_rdma) {
+    if (by_copy) {
       const Target target{{}, &state->copy};
       const KeyResult result = GetInto(std::span(&key, 1), std::span(&target, 1)).front();
       answer = {result.code, result.message};

@@ -48,6 +48,7 @@ int main(int argc, char** argv) {
                 result.transport == mp::Transport::kShm    ? "shm"
                 : result.transport == mp::Transport::kRdma ? "rdma"
                 : result.transport == mp::Transport::kTcp  ? "tcp"
+                : result.transport == mp::Transport::kCuda ? "cuda"
                                                            : "-");
   }
 

@@ -50,6 +50,8 @@ enum class Code : uint8_t {
   kCorrupt,           // the bytes do not have the checksum their writer gave
   kProtocol,          // the peer does not speak the protocol this library speaks
   kServerError,       // any other error reply; the message is the server's
+  kChanged,           // the value changed while a device copied it (moonpool/gpu.h)
+  kDeviceError,       // a GPU or its driver failed; the message says how
 };
 // "kOk" without the k, for logs.
 MOONPOOL_API std::string_view CodeName(Code code);
@@ -62,8 +64,10 @@ struct Status {
   bool ok() const { return code == Code::kOk; }
 };
 
-enum class Transport : uint8_t { kNone, kShm, kRdma, kTcp };
-inline constexpr size_t kTransports = 4;  // of these, for tables by transport
+// kShm: out of (into) memory of this host, by the processor or by the GPU whose memory the caller's
+// buffer is in; kCuda: out of (into) memory of a GPU.
+enum class Transport : uint8_t { kNone, kShm, kRdma, kTcp, kCuda };
+inline constexpr size_t kTransports = 5;  // of these, for tables by transport
 
 // What became of one key of a batch.
 struct KeyResult {
@@ -75,6 +79,9 @@ struct KeyResult {
   bool ok() const { return code == Code::kOk; }
 };
 
+// Host memory, or memory of a GPU of this process (a CUDA device pointer).  What the GPU is to read
+// must be written when the call begins, and what it is to write is written when the call returns:
+// work on streams is in moonpool/gpu.h.
 struct Buffer {
   void* data = nullptr;
   size_t size = 0;
@@ -118,6 +125,10 @@ struct Options {
   // it.  Larger ones go over tcp.
   int rdma_staging_mib = 16;
   int rdma_sessions = 64;        // most connections that have queue pairs at a time
+  // kAuto: buffers may be memory of GPUs, in processes that use CUDA.  kNo: that is an error.  CUDA is
+  // left alone until the first such buffer comes.
+  enum class GpuChoice { kAuto, kNo };
+  GpuChoice gpu = GpuChoice::kAuto;
 };
 
 struct PutOptions {
@@ -137,6 +148,7 @@ struct Stats {
   PerTransport shm;
   PerTransport rdma;
   PerTransport tcp;
+  PerTransport cuda;
   uint64_t inline_values = 0;      // small ones that came with the reply (counted under tcp too)
   uint64_t fallbacks = 0;          // values that went over tcp though shm or rdma was wanted
   uint64_t generation_retries = 0; // copies thrown away because the value changed meanwhile
@@ -149,6 +161,9 @@ struct Stats {
   uint64_t views = 0;
   uint64_t view_copies = 0;        // views that had to be copies
   uint64_t gathered_calls = 0;     // single calls that shared a batch with others
+  uint64_t gpu_values = 0;         // copied by GPUs, whatever the transport
+  uint64_t gpu_staged_values = 0;  // of these, through pinned memory of the library's
+  std::string gpu_error = {};      // why device memory of the server's could not be had, last
 };
 
 // Read-only bytes of one version of a value, without a copy.  They cannot change while the view
@@ -257,7 +272,8 @@ class MOONPOOL_API Client {
   // Faults the memory in and remembers it, so that transfers into it run at full speed from the
   // first byte on, and registers it with the NICs (see rdma_registered_mib): READs land there, and
   // the server takes values from there.  It must stay mapped until it is unregistered.  Ranges must
-  // not overlap ones already registered.
+  // not overlap ones already registered.  Memory of a GPU is only remembered to be that, as is host
+  // memory: a process that uses CUDA need not ask about it with every call.
   Status RegisterBuffer(void* data, size_t size);
   // Waits for the calls under way; none may use the buffer.
   Status UnregisterBuffer(void* data);
@@ -270,6 +286,7 @@ class MOONPOOL_API Client {
   Status Command(std::span<const std::string_view> words, std::string* reply);
 
  private:
+  friend struct GpuEntry;  // moonpool/gpu.h
   explicit Client(std::shared_ptr<ClientImpl> impl);
   // The implementation; a new one after fork().
   ClientImpl& impl() const;

@@ -33,6 +33,10 @@ TEST(Endpoint, HostsPortsAndOptions) {
   EXPECT_EQ(options.rdma_registered_mib, 4096);
   EXPECT_EQ(options.rdma_staging_mib, 0);
   EXPECT_EQ(options.rdma_sessions, 2);
+  EXPECT_EQ(options.gpu, Options::GpuChoice::kAuto);
+  ASSERT_TRUE(ParseUrl("moonpool://host?gpu=no", &endpoint, &options).ok());
+  EXPECT_EQ(options.gpu, Options::GpuChoice::kNo);
+  EXPECT_FALSE(ParseUrl("moonpool://host?gpu=yes", &endpoint, &options).ok());
 }
 
 TEST(Endpoint, SaysWhatIsWrong) {

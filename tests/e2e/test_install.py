@@ -52,9 +52,9 @@ def library_folder(prefix):
     return next(prefix.glob("lib*/**/libmoonpool.so")).parent
 
 
-def test_only_the_library_and_its_header_are_installed(prefix):
+def test_only_the_library_and_its_headers_are_installed(prefix):
     headers = [path.name for path in (prefix / "include").rglob("*") if path.is_file()]
-    assert headers == ["client.h"]
+    assert sorted(headers) == ["client.h", "gpu.h"]
     assert not (prefix / "bin").exists()
 
 

@@ -121,7 +121,8 @@ uint64_t MovedBytes(const RunFigures& run) {
 }
 
 // By client::Transport.
-constexpr std::array<const char*, client::kTransports> kTransportNames = {"-", "shm", "rdma", "tcp"};
+constexpr std::array<const char*, client::kTransports> kTransportNames = {"-", "shm", "rdma", "tcp",
+                                                                        "cuda"};
 
 Row Plain(const std::string& transport, const std::string& name, const std::string& unit,
           double ours, std::optional<double> theirs = std::nullopt) {

@@ -1,0 +1,259 @@
+#include "client/gpu_transfer.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "client/errors.h"
+#include "client/fork_guard.h"
+
+namespace moonpool::client {
+
+namespace {
+
+using Kind = GpuTransferState::Kind;
+using State = GpuTransferState;
+
+std::shared_ptr<State> NewState(Kind kind, void* stream, std::span<const std::string_view> keys,
+                                uint32_t layers) {
+  auto state = std::make_shared<State>(kind, stream, layers);
+  state->names.assign(keys.begin(), keys.end());
+  state->keys.assign(state->names.begin(), state->names.end());
+  MutexLock lock(state->mu);
+  state->results.resize(keys.size());
+  state->in_flight.resize(keys.size());
+  return state;
+}
+
+void Refuse(State& state, const std::string& why) {
+  MutexLock lock(state.mu);
+  for (KeyResult& result : state.results) {
+    result.code = Code::kInvalidArgument;
+    result.message = why;
+  }
+  state.finished = true;
+}
+
+template <typename Piece>
+uint32_t LayersOf(std::span<const std::vector<Piece>> all) {
+  uint32_t most = 0;
+  for (const auto& pieces : all) {
+    for (const Piece& piece : pieces) most = std::max(most, piece.layer);
+  }
+  return most + 1;
+}
+// More would be a slip: every one costs an event.
+constexpr uint32_t kMostLayers = 65536;
+
+// The caller's side of what is moved; empty: the description is good.
+std::string AddPages(const PagedCache& cache, const PageIndexes& pages, State* state) {
+  const size_t keys = state->keys.size();
+  if (keys == 0) return "";
+  if (pages.size() == 0 || pages.size() % keys != 0) {
+    return std::to_string(pages.size()) + " page indexes do not give each of " +
+           std::to_string(keys) + " keys the same number";
+  }
+  if (cache.plane_count == 0 || cache.piece_bytes == 0 || cache.plane_count % cache.layers != 0) {
+    return "plane_count and piece_bytes must not be zero, nor plane_count anything but a multiple of "
+           "layers";
+  }
+  const size_t per_key = pages.size() / keys;
+  for (void* plane : cache.planes) state->planes.push_back(static_cast<char*>(plane));
+  for (size_t i = 0; i < pages.size(); ++i) state->entries.push_back(pages[i]);
+  const bool get = state->kind == Kind::kGet;
+  for (size_t i = 0; i < keys; ++i) {
+    gpu::PageCopy copy;
+    copy.page_count = static_cast<uint32_t>(per_key);
+    copy.plane_count = cache.plane_count;
+    copy.piece_bytes = cache.piece_bytes;
+    gpu::Pages& side = get ? copy.to : copy.from;
+    side.planes = state->planes;
+    side.base = static_cast<char*>(cache.base);
+    side.plane_stride = cache.plane_stride;
+    side.page_stride = cache.page_stride;
+    side.page_limit = cache.page_limit;
+    side.table = gpu::PageTable::Of(std::span<const int64_t>(state->entries).subspan(i * per_key));
+    state->pages.push_back(copy);
+  }
+  for (const gpu::PageCopy& copy : state->pages) {
+    if (get) {
+      state->targets.push_back({{}, nullptr, {}, &copy});
+    } else {
+      state->sources.push_back({{}, copy.bytes(), {}, &copy});
+    }
+  }
+  return "";
+}
+
+}  // namespace
+
+// The way from the free functions to what they work on.
+struct GpuEntry {
+  static GpuTransfer Of(Client& client, std::shared_ptr<State> state) {
+    client.impl();  // a fresh one after fork()
+    GpuTransfer transfer;
+    transfer.client_ = client.impl_;
+    transfer.state_ = std::move(state);
+    return transfer;
+  }
+  static GpuTransfer Start(Client& client, const std::shared_ptr<State>& state) {
+    GpuTransfer transfer = Of(client, state);
+    if (state->kind == Kind::kGet) {
+      transfer.client_->StartGet(*state);
+    } else {
+      transfer.client_->StartPut(state);
+    }
+    return transfer;
+  }
+};
+
+GpuTransfer GetOnStream(Client& client, void* stream, std::span<const std::string_view> keys,
+                        std::span<const std::vector<LayerBuffer>> into) {
+  const uint32_t layers = LayersOf(into);
+  const auto state = NewState(Kind::kGet, stream, keys, std::min(layers, kMostLayers));
+  if (layers > kMostLayers || into.size() != keys.size()) {
+    Refuse(*state, layers > kMostLayers ? "too many layers" : "one list of buffers per key is needed");
+    return GpuEntry::Of(client, state);
+  }
+  for (const std::vector<LayerBuffer>& pieces : into) {
+    auto& buffers = state->into.emplace_back();
+    auto& layer_of = state->layer_of.emplace_back();
+    for (const LayerBuffer& piece : pieces) {
+      buffers.push_back({piece.data, piece.size});
+      layer_of.push_back(piece.layer);
+    }
+  }
+  for (size_t i = 0; i < into.size(); ++i) {
+    state->targets.push_back({state->into[i], nullptr, state->layer_of[i]});
+  }
+  return GpuEntry::Start(client, state);
+}
+
+GpuTransfer PutOnStream(Client& client, void* stream, std::span<const std::string_view> keys,
+                        std::span<const std::vector<ConstLayerBuffer>> from,
+                        const PutOptions& options) {
+  const uint32_t layers = LayersOf(from);
+  const auto state = NewState(Kind::kPut, stream, keys, std::min(layers, kMostLayers));
+  state->options = options;
+  std::string wrong = WrongOptions(options);
+  if (from.size() != keys.size()) wrong = "one list of buffers per key is needed";
+  if (layers > kMostLayers) wrong = "too many layers";
+  if (!wrong.empty()) {
+    Refuse(*state, wrong);
+    return GpuEntry::Of(client, state);
+  }
+  for (const std::vector<ConstLayerBuffer>& pieces : from) {
+    auto& buffers = state->from.emplace_back();
+    auto& layer_of = state->layer_of.emplace_back();
+    for (const ConstLayerBuffer& piece : pieces) {
+      buffers.push_back({piece.data, piece.size});
+      layer_of.push_back(piece.layer);
+    }
+  }
+  for (size_t i = 0; i < from.size(); ++i) {
+    Source source{state->from[i], 0, state->layer_of[i]};
+    for (const ConstBuffer& piece : state->from[i]) source.bytes += piece.size;
+    state->sources.push_back(source);
+  }
+  return GpuEntry::Start(client, state);
+}
+
+GpuTransfer GetPagesOnStream(Client& client, void* stream, std::span<const std::string_view> keys,
+                             const PagedCache& cache, const PageIndexes& pages) {
+  const uint32_t layers = std::clamp(cache.layers, 1u, kMostLayers);
+  const auto state = NewState(Kind::kGet, stream, keys, layers);
+  std::string wrong = cache.layers != layers ? "layers is out of range" : "";
+  if (wrong.empty()) wrong = AddPages(cache, pages, state.get());
+  if (wrong.empty()) return GpuEntry::Start(client, state);
+  Refuse(*state, wrong);
+  return GpuEntry::Of(client, state);
+}
+
+GpuTransfer PutPagesOnStream(Client& client, void* stream, std::span<const std::string_view> keys,
+                             const PagedCache& cache, const PageIndexes& pages,
+                             const PutOptions& options) {
+  const uint32_t layers = std::clamp(cache.layers, 1u, kMostLayers);
+  const auto state = NewState(Kind::kPut, stream, keys, layers);
+  state->options = options;
+  std::string wrong = WrongOptions(options);
+  if (cache.layers != layers) wrong = "layers is out of range";
+  if (wrong.empty()) wrong = AddPages(cache, pages, state.get());
+  if (wrong.empty()) return GpuEntry::Start(client, state);
+  Refuse(*state, wrong);
+  return GpuEntry::Of(client, state);
+}
+
+GpuTransfer::GpuTransfer() = default;
+GpuTransfer::GpuTransfer(GpuTransfer&&) noexcept = default;
+
+GpuTransfer& GpuTransfer::operator=(GpuTransfer&& other) noexcept {
+  std::swap(client_, other.client_);
+  std::swap(state_, other.state_);
+  return *this;
+}
+
+GpuTransfer::~GpuTransfer() {
+  if (state_ == nullptr) return;
+  if (ForkCount() != state_->forks) {
+    // The parent's: neither CUDA nor its locks work here.
+    new std::shared_ptr<GpuTransferState>(std::move(state_));
+    new std::shared_ptr<ClientImpl>(std::move(client_));
+    return;
+  }
+  if (state_->kind == Kind::kGet) client_->Finish(*state_);
+}
+
+size_t GpuTransfer::layers() const { return state_ == nullptr ? 0 : state_->layers; }
+
+void* GpuTransfer::event(size_t layer) const {
+  if (layer >= layers()) return nullptr;
+  MutexLock lock(state_->mu);
+  const gpu::Event* const event = state_->work.LayerEvent(layer);
+  return event == nullptr ? nullptr : event->native();
+}
+
+Status GpuTransfer::StreamWaits(void* stream, size_t layer) const {
+  if (layer >= layers()) return {Code::kInvalidArgument, "there is no such layer"};
+  MutexLock lock(state_->mu);
+  const gpu::Event* const event = state_->work.LayerEvent(layer);
+  if (event == nullptr) return {};
+  const auto waits = state_->work.main()->WaitFor({stream}, *event);
+  return waits ? Status() : FromDeviceError(waits.error());
+}
+
+Status GpuTransfer::Reached(size_t layer, bool* reached) const {
+  *reached = true;
+  if (layer >= layers()) return {Code::kInvalidArgument, "there is no such layer"};
+  MutexLock lock(state_->mu);
+  const gpu::Event* const event = state_->work.LayerEvent(layer);
+  if (event == nullptr) return {};
+  const Result<bool> is_reached = event->Reached();
+  if (!is_reached) return FromDeviceError(is_reached.error());
+  *reached = *is_reached;
+  return {};
+}
+
+bool GpuTransfer::in_flight(size_t key) const {
+  MutexLock lock(state_->mu);
+  return state_->in_flight[key];
+}
+
+const KeyResult& GpuTransfer::result(size_t key) const {
+  MutexLock lock(state_->mu);
+  return state_->results[key];
+}
+
+bool GpuTransfer::Done() { return state_ == nullptr || client_->TryFinish(*state_); }
+
+std::span<const KeyResult> GpuTransfer::Wait() {
+  if (state_ == nullptr) return {};
+  client_->Finish(*state_);
+  MutexLock lock(state_->mu);
+  return state_->results;
+}
+
+std::span<const KeyResult> GpuTransfer::Retry() {
+  if (state_ == nullptr) return {};
+  return client_->Retry(*state_);
+}
+
+}  // namespace moonpool::client
