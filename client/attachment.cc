@@ -77,11 +77,14 @@ void Attachment::Gone(NodeMemory& memory, uint32_t region) {
 }
 
 void Attachment::SayWhatLeft() {
-  std::erase_if(leaving_, [&](const auto& leaving) {
-    if (!leaving.second.expired()) return false;
-    SayUnmapped(leaving.first);
-    return true;
-  });
+  for (size_t i = 0; i < leaving_.size();) {
+    if (!leaving_[i].second.expired()) {
+      ++i;
+      continue;
+    }
+    SayUnmapped(leaving_[i].first);
+    leaving_.erase(leaving_.begin() + static_cast<ptrdiff_t>(i));
+  }
 }
 
 void Attachment::SayUnmapped(uint32_t region) {
