@@ -377,6 +377,31 @@ TEST_P(GpuStreamFailures, NothingIsWaitedFor) {
   EXPECT_TRUE(Holds(*block, value, value.size()));
 }
 
+TEST_P(GpuStreamFailures, AWriteIsCommittedWhenTheStreamHasCopied) {
+  const std::string value = Stamped(200'000, 1), small = Stamped(3000, 2);
+  const auto source = OnDevice(value), little = OnDevice(small);
+  const std::string_view keys[] = {"k", "small"};
+  const std::vector<ConstLayerBuffer> from[] = {{{source->data(), value.size()}},
+                                                {{little->data(), small.size()}}};
+  Double().Pause();
+  GpuTransfer put = PutOnStream(*client, stream, keys, from);
+  std::thread waiter([&] {
+    for (const KeyResult& result : put.Wait()) EXPECT_TRUE(result.ok()) << result.message;
+  });
+  for (int look = 0; look < 100; ++look) {
+    EXPECT_EQ(client->Exists("k").code, Code::kMiss);
+    EXPECT_EQ(client->Exists("small").code, Code::kMiss);
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  Double().Resume();
+  waiter.join();
+  std::string plain;
+  ASSERT_TRUE(client->Get("k", &plain).ok());
+  EXPECT_TRUE(plain == value);
+  ASSERT_TRUE(client->Get("small", &plain).ok());
+  EXPECT_TRUE(plain == small);
+}
+
 TEST_P(GpuStreamFailures, ALayerIsThereBeforeTheNext) {
   const std::string value = Stamped(200'000, 1);
   ASSERT_TRUE(client->Set("k", value).ok());
