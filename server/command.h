@@ -14,6 +14,7 @@
 #include "protocol/reply_buffer.h"
 #include "protocol/status.h"
 #include "storage/bulk_value.h"
+#include "storage/device_memory.h"
 
 namespace moonpool::storage {
 struct Entry;
@@ -209,8 +210,12 @@ struct Missing {
     storage::SsdPlace place;
   };
   std::vector<Value> values;  // on the SSD
+  std::vector<storage::ValueRef> on_device;  // whose bytes only a device can read
   // What came up for this command, by version: good for it even where memory was too short to keep it.
   std::span<const std::pair<uint64_t, std::shared_ptr<storage::ValueRef>>> came_up;
+  // What was fetched for this command from a device: that value, and one with its bytes.
+  std::span<const std::pair<std::shared_ptr<storage::ValueRef>, std::shared_ptr<storage::ValueRef>>>
+      fetched;
   uint64_t memory_bytes = 0;
   bool final = false;    // this is the last try: what is still missing will not come
   bool refused = false;  // and so the command cannot be carried out
@@ -222,7 +227,15 @@ struct Missing {
     }
     return nullptr;
   }
-  bool any() const { return !values.empty() || memory_bytes != 0 || refused; }
+  storage::BulkValue* Fetched(const storage::BulkValue* value) const {
+    for (const auto& [source, copy] : fetched) {
+      if (source->get() == value) return copy->get();
+    }
+    return nullptr;
+  }
+  bool any() const {
+    return !values.empty() || !on_device.empty() || memory_bytes != 0 || refused;
+  }
   void Clear() { *this = Missing(); }
 };
 
@@ -240,6 +253,7 @@ struct ParsedCommand {
 struct GivenValue {
   std::string_view bytes;
   storage::ValueRef bulk;
+  storage::DeviceSet wanted_on = 0;  // the devices it is to move to
 };
 
 struct Context {
@@ -268,11 +282,15 @@ struct Context {
   void OutOfMemory(const std::string& why);
   // The same, unless memory will come: then true, and the command is run again.
   bool WaitsForMemory(const moonpool::Error& error, uint64_t bytes);
-  // The value of `entry`, which may be null, is on the SSD and must come up first.  On the last try
-  // false for commands that only read: to them it is a miss.
+  // The value of `entry`, which may be null, is on the SSD or on a device and must come to memory
+  // first.  On the last try false for commands that only read: to them it is a miss.
   bool WaitsFor(const storage::Entry* entry, uint64_t hash);
   // The large value of `entry`, which may be null, if its bytes are in memory for this command.
   storage::BulkValue* BulkOf(const storage::Entry* entry) const;
+  // Likewise, or on a device that this connection's client reaches.
+  storage::BulkValue* ReachableOf(const storage::Entry* entry) const;
+  // The devices that it reaches.
+  storage::DeviceSet reach() const;
 };
 
 }  // namespace moonpool::server

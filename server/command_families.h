@@ -12,5 +12,7 @@ extern const Command kConfigCommand;   // config_commands.cc
 void InfoCommand(Context& context);
 // server_rdma.cc: INFO rdma, appended to `text`.
 void RdmaSection(Context& context, std::string& text);
+// server_gpu.cc: INFO gpu.
+void GpuSection(Context& context, std::string& text);
 
 }  // namespace moonpool::server

@@ -78,6 +78,8 @@ class Connection {
   void OnTick();
   // What it waited for is there, or will not come.
   void ValueCameUp(uint64_t version, std::shared_ptr<storage::ValueRef> value, bool failed);
+  void ValueFetched(std::shared_ptr<storage::ValueRef> source,
+                    std::shared_ptr<storage::ValueRef> copy);  // null: it cannot be had
   void MemoryCameFree();
   // Replies that waited for the SSD's log may go.
   void ReleaseOutput();

@@ -198,7 +198,7 @@ bool Connection::ReserveBody(std::string_view frame) {
   Body& body = bodies_.emplace_back();
   body.size = parser_.body_bytes();
   bool stored = false;
-  storage::Tenant::Tier tier{};
+  storage::Preference preference;
   if (index > 0 && parsed[0].body == protocol::RequestParser::Argument::kInline) {
     const Command* command =
         CommandTable::Get().Find(frame.substr(parsed[0].offset, parsed[0].size));
@@ -208,12 +208,12 @@ bool Connection::ReserveBody(std::string_view frame) {
       stored = index == first || (step > 0 && index > first && (index - first) % step == 0);
       const auto& key = parsed[stored ? command->values.KeyOf(index) : 0];
       if (key.body == protocol::RequestParser::Argument::kInline) {
-        tier = loop_.server().placement().Choose(frame.substr(key.offset, key.size));
+        preference = loop_.server().placement().Choose(frame.substr(key.offset, key.size), 0);
       }
     }
   }
   if (stored) {
-    auto handle = tenant_->Reserve(body.size, loop_.now_ms(), tier);
+    auto handle = tenant_->Reserve(body.size, loop_.now_ms(), preference);
     if (handle) {
       body.extent = std::move(*handle);
     } else if (handle.error().code == ErrorCode::kBusy &&

@@ -1,4 +1,4 @@
-// Connection: commands that wait for the SSD tier, and replies that do.
+// Connection: commands that wait for the SSD tier or for a device, and replies that wait for the former.
 //
 //   handler misses something -> Park() copies the arguments -> Wait() asks for it
 //   -> it came, or will not -> RunAgain(): the same handler, from the start
@@ -47,8 +47,13 @@ void Connection::Wait(std::unique_ptr<Parked> parked, bool again) {
   Missing& missing = loop_.missing();
   if (!suspended_) event_del(&read_event_);
   suspended_ = true;
-  parked->tries += missing.values.empty() ? 0 : 1;
-  parked->waiting = missing.values.size() + (missing.memory_bytes != 0 ? 1 : 0);
+  parked->tries += missing.values.empty() && missing.on_device.empty() ? 0 : 1;
+  parked->waiting = missing.values.size() + missing.on_device.size() +
+                    (missing.memory_bytes != 0 ? 1 : 0);
+  // Who changes a value wants it in memory, and a copy that no key refers to must not be what memory
+  // is full of.
+  const bool move = (parked->command->flags & kWrite) != 0 ||
+                    tenant_->LeasePressure() != storage::Tenant::Pressure::kNone;
   parked_ = std::move(parked);
   for (const Missing::Value& value : missing.values) {
     tenant_->ssd()->Load(
@@ -61,6 +66,18 @@ void Connection::Wait(std::unique_ptr<Parked> parked, bool again) {
           if (loaded.value) came = std::make_shared<storage::ValueRef>(loaded.value.Share());
           loop.Post([&loop, id, version, came = std::move(came), failed] {
             if (Connection* c = loop.Find(id)) c->ValueCameUp(version, came, failed);
+          });
+        });
+  }
+  for (storage::ValueRef& value : missing.on_device) {
+    auto source = std::make_shared<storage::ValueRef>(value.Share());
+    tenant_->gpu()->Fetch(
+        std::move(value), move,
+        [&loop = loop_, id = id_, source = std::move(source)](const storage::ValueRef& fetched) {
+          std::shared_ptr<storage::ValueRef> copy;
+          if (fetched) copy = std::make_shared<storage::ValueRef>(fetched.Share());
+          loop.Post([&loop, id, source, copy = std::move(copy)] {
+            if (Connection* c = loop.Find(id)) c->ValueFetched(source, copy);
           });
         });
   }
@@ -88,6 +105,14 @@ void Connection::ValueCameUp(uint64_t version, std::shared_ptr<storage::ValueRef
   if (closed_ || parked_ == nullptr) return;
   if (value != nullptr) parked_->values.emplace_back(version, std::move(value));
   parked_->failed |= failed;
+  if (--parked_->waiting == 0) RunAgain();
+}
+
+void Connection::ValueFetched(std::shared_ptr<storage::ValueRef> source,
+                              std::shared_ptr<storage::ValueRef> copy) {
+  if (closed_ || parked_ == nullptr) return;
+  parked_->failed |= copy == nullptr;
+  if (copy != nullptr) parked_->fetched.emplace_back(std::move(source), std::move(copy));
   if (--parked_->waiting == 0) RunAgain();
 }
 
@@ -131,6 +156,7 @@ void Connection::RunAgain() {
   loop_.missing().final = parked->failed || parked->tries >= kMostTries ||
                           (parked->until_ms != 0 && loop_.now_ms() >= parked->until_ms);
   loop_.missing().came_up = parked->values;
+  loop_.missing().fetched = parked->fetched;
   const Reply::Mark mark = loop_.scratch().mark();
   const std::span<Argument> arguments = parked->arguments;
   const Command* command = parked->command;

@@ -191,18 +191,53 @@ void TiersSection(Context& c, Text& out) {
   storage::SsdTier* tier = c.tenant.ssd();
   const storage::SsdTierStats s = tier != nullptr ? tier->stats() : storage::SsdTierStats();
   const storage::CxlTier* cxl = c.tenant.cxl();
-  const uint64_t cxl_keys = cxl != nullptr ? c.keyspace().partitions().cxl_keys() : 0;
+  const uint64_t cxl_keys = cxl != nullptr ? c.keyspace().partitions().keys_in(protocol::Tier::kCxl) : 0;
+  storage::GpuTier* gpu = c.tenant.gpu();
+  const uint64_t gpu_keys =
+      gpu != nullptr ? c.keyspace().partitions().keys_in(protocol::Tier::kGpu) : 0;
   const uint64_t keys = c.keyspace().Size();
-  Row(out, "tier_dram_keys", keys - std::min(keys, s.keys + cxl_keys));
+  Row(out, "tier_dram_keys", keys - std::min(keys, s.keys + cxl_keys + gpu_keys));
   Row(out, "tier_dram_bytes", budget.used_bytes());
   Row(out, "tier_dram_capacity", budget.limit());
   // A read that waits for the SSD misses here and hits there.
   const uint64_t hits = c.server.Total(&LoopStats::keyspace_hits);
   const uint64_t misses = c.server.Total(&LoopStats::keyspace_misses);
-  const uint64_t elsewhere = std::min(hits, s.hits + c.tenant.cxl_hits());
+  const uint64_t elsewhere =
+      std::min(hits, s.hits + c.tenant.cxl_hits() + c.tenant.gpu_hits());
   Row(out, "tier_dram_hits", hits - elsewhere);
   Row(out, "tier_dram_misses", misses + elsewhere);
   Row(out, "tier_dram_waiting_for_memory", c.tenant.memory_queue().size());
+  Row(out, "tier_gpu", gpu == nullptr ? "off" : "on");
+  if (gpu != nullptr) {
+    const storage::GpuTierStats moves = gpu->stats();
+    uint64_t bytes = 0, capacity = 0;
+    for (size_t i = 0; i < gpu->devices().size(); ++i) {
+      bytes += c.tenant.gpu_budget(i).used_bytes();
+      capacity += gpu->devices()[i]->lost() ? 0 : c.tenant.gpu_budget(i).limit();
+    }
+    Row(out, "tier_gpu_keys", gpu_keys);
+    Row(out, "tier_gpu_bytes", bytes);
+    Row(out, "tier_gpu_capacity", capacity);
+    Row(out, "tier_gpu_hits", c.tenant.gpu_hits());
+    Row(out, "tier_gpu_promotions", moves.promotions);
+    Row(out, "tier_gpu_promoted_bytes", moves.promoted_bytes);
+    Row(out, "tier_gpu_demotions", moves.demotions);
+    Row(out, "tier_gpu_demoted_bytes", moves.demoted_bytes);
+    Row(out, "tier_gpu_fetches", moves.fetches);
+    Row(out, "tier_gpu_fetched_bytes", moves.fetched_bytes);
+    Row(out, "tier_gpu_abandoned", moves.abandoned);
+    Row(out, "tier_gpu_refused", moves.refused);
+    Row(out, "tier_gpu_failed_copies", moves.failed);
+    Row(out, "tier_gpu_lost_keys", moves.lost);
+    Row(out, "tier_gpu_queue", moves.queued_values);
+    Row(out, "tier_gpu_queue_bytes", moves.queued_bytes);
+    Row(out, "tier_gpu_demote_p50_us", moves.demote_p50_us);
+    Row(out, "tier_gpu_demote_p99_us", moves.demote_p99_us);
+    Row(out, "tier_gpu_promote_p50_us", moves.promote_p50_us);
+    Row(out, "tier_gpu_promote_p99_us", moves.promote_p99_us);
+    Row(out, "tier_gpu_fetch_p50_us", moves.fetch_p50_us);
+    Row(out, "tier_gpu_fetch_p99_us", moves.fetch_p99_us);
+  }
   Row(out, "tier_cxl", cxl == nullptr ? "off" : "on");
   if (cxl != nullptr) {
     const storage::CxlTierStats moves = cxl->stats();
@@ -282,13 +317,13 @@ void PartitionsSection(Context& c, Text& out) {
                             : c.server.config().text(Key::kSsdCompression);
     Row(out, "partition_" + options.name,
         fmt::format("dram_share={},ssd_share={},policy={},admission={},compression={},"
-                    "dram_bytes={},dram_keys={},cxl_bytes={},cxl_keys={},ssd_bytes={},ssd_keys={},"
+                    "dram_bytes={},dram_keys={},cxl_bytes={},cxl_keys={},gpu_bytes={},gpu_keys={},ssd_bytes={},ssd_keys={},"
                     "hits={},misses={},"
                     "evictions={},demotions={},drops={},prefix={}",
                     share(options.dram_share), options.ssd ? share(options.ssd_share) : "no",
                     storage::NameOf(report.policy), storage::NameOf(options.admission), compression,
                     counts.dram_bytes, counts.dram_keys, counts.cxl_bytes, counts.cxl_keys,
-                    counts.ssd_bytes, counts.ssd_keys, counts.hits, counts.misses, counts.evictions,
+                    counts.gpu_bytes, counts.gpu_keys, counts.ssd_bytes, counts.ssd_keys, counts.hits, counts.misses, counts.evictions,
                     counts.demotions, counts.drops, options.prefix));
   }
 }
@@ -370,6 +405,7 @@ constexpr Section kSections[] = {
     {"pool", "Pool", PoolSection, true},
     {"tiers", "Tiers", TiersSection, true},
     {"rdma", "RDMA", RdmaSection, true},
+    {"gpu", "GPU", GpuSection, true},
     {"partitions", "Partitions", PartitionsSection, true},
     {"replication", "Replication", ReplicationSection, true},
     {"cpu", "CPU", CpuSection, true},

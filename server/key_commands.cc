@@ -177,7 +177,7 @@ void Copy(Context& c) {
   if (lock[0].Find() == nullptr) return c.reply.Integer(0);
   if (!replace && lock[1].Find() != nullptr) return c.reply.Integer(0);
   const Entry* from = lock[0].Find();
-  if (c.WaitsFor(from, lock[0].hash())) return;
+  if (from->has(Entry::kOnSsd) && c.WaitsFor(from, lock[0].hash())) return;
   std::optional<int64_t> expiry_ms;
   if (from->has(Entry::kHasExpiry)) expiry_ms = from->expiry_ms();
   if (from->has(Entry::kBulk)) {

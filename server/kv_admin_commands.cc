@@ -48,6 +48,7 @@ std::vector<std::pair<std::string, uint64_t>> PartitionNumbers(const Context& c)
     const storage::Partitions::Counts& counts = report.counts;
     const std::pair<const char*, uint64_t> numbers[] = {
         {"dram-bytes", counts.dram_bytes}, {"dram-keys", counts.dram_keys},
+        {"gpu-bytes", counts.gpu_bytes},   {"gpu-keys", counts.gpu_keys},
         {"ssd-bytes", counts.ssd_bytes},   {"ssd-keys", counts.ssd_keys},
         {"hits", counts.hits},             {"misses", counts.misses},
         {"evictions", counts.evictions},   {"demotions", counts.demotions},
@@ -131,7 +132,8 @@ void KvInfo(Context& c) {
   const bool bulk = entry->has(Entry::kBulk);
   const auto pin = lock.key.GetPin();
   const bool on_ssd = entry->has(Entry::kOnSsd);
-  r.Map(bulk ? 15 : on_ssd ? 8 : 7);
+  const storage::DeviceMemory* const device = bulk ? entry->bulk()->device() : nullptr;
+  r.Map(bulk ? (device != nullptr ? 16 : 15) : on_ssd ? 8 : 7);
   Text(r, "stored", bulk ? "extent" : on_ssd ? "chunks" : "inline");
   Text(r, "tier",
        on_ssd ? "ssd" : protocol::TierName(bulk ? entry->bulk()->tier() : protocol::Tier::kDram));
@@ -156,14 +158,23 @@ void KvInfo(Context& c) {
   Number(r, "ssd-version", value.place().id);
   // Leases, holds, and replies on their way out.
   Number(r, "pinned-by", value.references() - 1);
+  if (device != nullptr) Text(r, "device", device->name());
 }
 
 void KvRegions(Context& c) {
   const auto regions = c.tenant.pool().Regions();
-  c.reply.Array(regions.size());
+  // A GPU tier that was asked for and is not there shows why.
+  const bool no_gpu = c.server.gpus() == nullptr && c.server.config().number(Key::kGpuMemory) != 0;
+  Reply& r = c.reply;
+  r.Array(regions.size() + (no_gpu ? 1 : 0));
+  if (no_gpu) {
+    r.Map(3);
+    Text(r, "tier", "gpu");
+    Text(r, "state", "off");
+    Text(r, "reason", c.server.gpu_off());
+  }
   for (const storage::RegionInfo& region : regions) {
-    Reply& r = c.reply;
-    r.Map(9);
+    r.Map(region.device.empty() ? 9 : 10);
     Number(r, "region", region.id);
     Text(r, "kind", region.kind == storage::Region::Kind::kShared ? "shared" : "arena");
     Text(r, "tier", protocol::TierName(region.tier));
@@ -173,6 +184,7 @@ void KvRegions(Context& c) {
     Number(r, "populated-bytes", region.populated_bytes);
     Number(r, "extent-bytes", region.extent_bytes);
     Number(r, "extents", region.extents);
+    if (!region.device.empty()) Text(r, "device", region.device);
   }
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "server/command.h"
+#include "storage/tenant.h"
 
 namespace moonpool::server {
 
@@ -21,10 +22,14 @@ std::optional<size_t> KeyCount(Context& context, size_t step);
 
 // Hashes the keys, `step` arguments apart, and fetches what they lead to into the processor's cache.
 std::vector<uint64_t> HashAndPrefetch(Context& context, size_t count, size_t step);
-// With an SSD tier: pins the large values, before anything is leased or counted.  False: some must
-// come up first.
-bool PinAll(Context& context, const std::vector<uint64_t>& hashes, size_t step,
+// With an SSD tier or a GPU tier: pins the large values, before anything is leased or counted.  False:
+// some must come to memory first.  `reachable`: what is on a device that the client reaches may stay
+// there.
+bool PinAll(Context& context, const std::vector<uint64_t>& hashes, size_t step, bool reachable,
             std::vector<storage::ValueRef>* pinned);
+inline bool PinsAll(const Context& context) {
+  return context.tenant.ssd() != nullptr || context.tenant.gpu() != nullptr;
+}
 
 // The connection's session, if it may have queue pairs; replies with what is wrong and returns null
 // otherwise.

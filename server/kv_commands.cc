@@ -51,12 +51,12 @@ std::vector<uint64_t> HashAndPrefetch(Context& c, size_t count, size_t step) {
   return hashes;
 }
 
-bool PinAll(Context& c, const std::vector<uint64_t>& hashes, size_t step,
+bool PinAll(Context& c, const std::vector<uint64_t>& hashes, size_t step, bool reachable,
             std::vector<storage::ValueRef>* pinned) {
   for (size_t i = 0; i < hashes.size(); ++i) {
     storage::KeyLock lock(c.keyspace(), c[kFirstKey + i * step], hashes[i], c.now_ms);
     const storage::Entry* entry = lock.key.Read();
-    if (storage::BulkValue* bulk = c.BulkOf(entry)) {
+    if (storage::BulkValue* bulk = reachable ? c.ReachableOf(entry) : c.BulkOf(entry)) {
       (*pinned)[i] = storage::ValueRef::Share(bulk);
     } else {
       c.WaitsFor(entry, hashes[i]);
@@ -107,8 +107,8 @@ void Locate(Context& c) {
     for (const uint64_t hash : hashes) keyspace.PrefetchBulk(hash);
   }
   std::vector<storage::ValueRef> used;
-  std::vector<storage::ValueRef> pinned(c.tenant.ssd() != nullptr ? *count : 0);
-  if (!pinned.empty() && !PinAll(c, hashes, 1, &pinned)) return;
+  std::vector<storage::ValueRef> pinned(PinsAll(c) ? *count : 0);
+  if (!pinned.empty() && !PinAll(c, hashes, 1, true, &pinned)) return;
   c.reply.Array(*count);
   uint64_t hits = 0;
   size_t not_inline = 0;
@@ -121,17 +121,16 @@ void Locate(Context& c) {
     } else {
       KeyLock lock(keyspace, c[kFirstKey + i], hashes[i], c.now_ms);
       const Entry* entry = lock.key.Read();
-      // What is on the SSD alone by now did not come up.
-      const bool found = entry != nullptr && !entry->has(Entry::kOnSsd);
+      // What is on the SSD alone by now did not come up, nor what is on a device out of reach.
+      const bool found =
+          entry != nullptr && (entry->is_inline() || c.ReachableOf(entry) != nullptr);
       keyspace.CountRead(lock.key, found ? entry : nullptr);
       if (entry != nullptr && entry->is_inline()) {
         ++hits;
         c.reply.Bulk(entry->value());
         continue;
       }
-      if (entry != nullptr && entry->has(Entry::kBulk)) {
-        value = storage::ValueRef::Share(entry->bulk());
-      }
+      if (found) value = storage::ValueRef::Share(c.ReachableOf(entry));
     }
     hashes[not_inline++] = hashes[i];
     partitions.Add(c[kFirstKey + i]);
@@ -201,12 +200,14 @@ void Match(Context& c) {
   std::vector<uint64_t> hashes = HashAndPrefetch(c, *count, 1);
   size_t present = 0;
   int64_t on_ssd = 0;
+  int64_t on_gpu = 0;
   size_t inlined = 0;
   for (; present < *count; ++present) {
     KeyLock lock(c.keyspace(), c[kFirstKey + present], hashes[present], c.now_ms);
     const Entry* entry = lock.key.Find();
     if (entry == nullptr) break;
     on_ssd += entry->has(Entry::kOnSsd) ? 1 : 0;
+    on_gpu += entry->has(Entry::kBulk) && entry->bulk()->device() != nullptr ? 1 : 0;
     inlined += entry->is_inline() ? 1 : 0;
   }
   if (inlined == 0) {
@@ -218,26 +219,54 @@ void Match(Context& c) {
   if (!with_tiers) return c.reply.Integer(n);
   c.reply.Array(4);
   c.reply.Integer(n);
-  c.reply.Integer(0);
-  c.reply.Integer(n - on_ssd);
+  c.reply.Integer(on_gpu);
+  c.reply.Integer(n - on_ssd - on_gpu);
   c.reply.Integer(on_ssd);
+}
+
+// On a loop, as the tier that moves values ends before the one that loads them.
+storage::SsdTier::OnLoaded PromoteWhenLoaded(Context& c, storage::DeviceSet wanted_on) {
+  return [&loop = c.loop, &tenant = c.tenant, wanted_on](const storage::SsdTier::Loaded& loaded) {
+    if (!loaded.value) return;
+    const auto value = std::make_shared<storage::ValueRef>(loaded.value.Share());
+    loop.Post([&tenant, wanted_on, value] {
+      tenant.gpu()->Promote(value->Share(), wanted_on);
+    });
+  };
 }
 
 void Prefetch(Context& c) {
   const auto count = KeyCount(c, 1);
   if (!count) return;
-  if (c.size() != kFirstKey + *count) return c.SyntaxError();
+  storage::DeviceSet wanted_on = 0;
+  if (c.size() == kFirstKey + *count + 2 && EqualsIgnoreCase(c[kFirstKey + *count], "PREFER")) {
+    // Devices that this session reaches; a session without any may mean all.
+    const storage::DeviceSet reach = c.reach() != 0 ? c.reach() : storage::kAllDevices;
+    const auto preferred = c.server.placement().Preferred(c[kFirstKey + *count + 1], reach);
+    if (!preferred) return c.Error("ERR PREFER: " + preferred.error().message);
+    if (preferred->tier == protocol::Tier::kGpu) wanted_on = preferred->devices;
+  } else if (c.size() != kFirstKey + *count) {
+    return c.SyntaxError();
+  }
   const std::vector<uint64_t> hashes = HashAndPrefetch(c, *count, 1);
   c.reply.Array(*count);
   for (size_t i = 0; i < *count; ++i) {
     storage::SsdPlace place;
+    storage::ValueRef value;
     {
       KeyLock lock(c.keyspace(), c[kFirstKey + i], hashes[i], c.now_ms);
       const Entry* entry = lock.key.Read();
       c.reply.Integer(entry == nullptr ? 0 : 1);
       if (entry != nullptr && entry->has(Entry::kOnSsd)) place = entry->place();
+      if (wanted_on != 0 && entry != nullptr && entry->has(Entry::kBulk)) {
+        value = storage::ValueRef::Share(entry->bulk());
+      }
     }
-    if (place) c.tenant.ssd()->Load(hashes[i], place, storage::SsdTier::Why::kAhead, nullptr);
+    if (value) c.tenant.gpu()->Promote(std::move(value), wanted_on);
+    if (!place) continue;
+    storage::SsdTier::OnLoaded then;
+    if (wanted_on != 0) then = PromoteWhenLoaded(c, wanted_on);
+    c.tenant.ssd()->Load(hashes[i], place, storage::SsdTier::Why::kAhead, std::move(then));
   }
 }
 
@@ -260,7 +289,8 @@ const Command kCommands[] = {
      "<MATCH pattern | NAMESPACE name>"},
     {"kv.hello", KvHello, -2, kFast | kNoMulti | kNoScript, NoKeys(), "kv connection", kGroup, kSince,
      "O(1)", "Begins a KV session and tells which transports this client can use.",
-     "version [TRANSPORTS <count transport [transport ...]>] [HOST id] [REDIRECT <yes | no>]"},
+     "version [TRANSPORTS <count transport [transport ...]>] [DEVICES <count uuid [uuid ...]>] [HOST id] "
+     "[REDIRECT <yes | no>]"},
     {"kv.info", KvInfo, 2, kReadOnly | kFast, OneKey("RO"), "kv", kGroup, kSince, "O(1)",
      "Tells where and how a key's value is stored.", "key"},
     {"kv.locate", Locate, -3, kReadOnly | kFast, CountedKeys(1, "RO ACCESS"), "kv", kGroup, kSince,
@@ -274,8 +304,8 @@ const Command kCommands[] = {
      "numkeys key [key ...] [TTL milliseconds] [HARD]"},
     {"kv.prefetch", Prefetch, -3, kReadOnly | kFast, CountedKeys(1, "RO ACCESS"), "kv", kGroup,
      kSince, "O(N)",
-     "Begins to bring values up from the SSD; 1 for keys that are in memory or on their way.",
-     "numkeys key [key ...]"},
+     "Begins to bring values up from the SSD, or to a GPU; 1 for keys that are there or on their way.",
+     "numkeys key [key ...] [PREFER tiers]"},
     {"kv.read", KvRead, -6, kReadOnly | kNoMulti | kNoScript, CountedKeys(4, "RO ACCESS"), "kv", kGroup,
      kSince, "O(N)",
      "Writes values into this session's client's buffers over RDMA; returns their lengths.",

@@ -41,6 +41,7 @@ struct Item {
   std::string bytes;           // a small one
   std::string key;             // KV.WRITE
   storage::WriteHandle handle;
+  storage::DeviceSet wanted_on = 0;
 };
 
 struct Batch {
@@ -121,13 +122,13 @@ void Find(Context& c, const std::vector<uint64_t>& hashes, std::vector<storage::
     } else {
       KeyLock lock(keyspace, key, hashes[i], c.now_ms);
       const Entry* entry = lock.key.Read();
-      item.found = entry != nullptr && !entry->has(Entry::kOnSsd);
+      item.found = entry != nullptr && (entry->is_inline() || c.BulkOf(entry) != nullptr);
       keyspace.CountRead(lock.key, item.found ? entry : nullptr);
       if (item.found && entry->is_inline()) {
         item.bytes = entry->value();
         item.move.data = item.bytes.data();
       } else if (item.found) {
-        TakeValue(&item, storage::ValueRef::Share(entry->bulk()));
+        TakeValue(&item, storage::ValueRef::Share(c.BulkOf(entry)));
       }
     }
     hits += item.found ? 1 : 0;
@@ -154,8 +155,8 @@ void KvRead(Context& c) {
   const Session* const session = RdmaSession(c);
   if (session == nullptr) return;
   const std::vector<uint64_t> hashes = HashAndPrefetch(c, *count, kStep);
-  std::vector<storage::ValueRef> pinned(c.tenant.ssd() != nullptr ? *count : 0);
-  if (!pinned.empty() && !PinAll(c, hashes, kStep, &pinned)) return;
+  std::vector<storage::ValueRef> pinned(PinsAll(c) ? *count : 0);
+  if (!pinned.empty() && !PinAll(c, hashes, kStep, false, &pinned)) return;
   auto batch = std::make_shared<Batch>();
   for (size_t i = 0; i < *count; ++i) {
     batch->items.push_back(ParsePart(c, kFirstKey + i * kStep));
@@ -204,7 +205,7 @@ void Publish(Context& c, const WriteOptions& options, Item* item) {
   if (item->move.length < threshold) {
     lock.key.Set({item->handle.data(), item->move.length});
   } else {
-    lock.key.SetBulk(std::move(item->handle).Publish());
+    StoreBulk(c, lock.key, std::move(item->handle).Publish(), item->wanted_on);
   }
   if (options.expiry_ms > 0) lock.key.SetExpiry(c.now_ms + options.expiry_ms);
   stats.commits.Add();
@@ -216,12 +217,20 @@ void Publish(Context& c, const WriteOptions& options, Item* item) {
 bool Reserve(Context& c, const WriteOptions& options, size_t key, size_t count, Item* item) {
   const uint64_t length = item->move.length;
   const Placement& placement = c.server.placement();
-  const auto tier = options.prefer ? placement.Preferred(*options.prefer) : placement.Choose(item->key);
-  if (!tier) {
-    item->error = "ERR PREFER: " + tier.error().message;
+  const auto preferred = [&](storage::DeviceSet reach) {
+    return options.prefer ? placement.Preferred(*options.prefer, reach)
+                          : placement.Choose(item->key, reach);
+  };
+  // The NIC writes to host memory; from there the value moves on.
+  const auto now = preferred(0);
+  if (!now) {
+    item->error = "ERR PREFER: " + now.error().message;
     return true;
   }
-  auto handle = c.tenant.Reserve(length, c.now_ms, *tier);
+  if (const auto then = preferred(storage::kAllDevices); then->tier == protocol::Tier::kGpu) {
+    item->wanted_on = then->devices;
+  }
+  auto handle = c.tenant.Reserve(length, c.now_ms, *now);
   if (!handle && c.WaitsForMemory(handle.error(), BytesToWaitFor(c, key, count, kStep))) {
     return false;
   }

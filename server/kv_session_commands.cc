@@ -1,4 +1,5 @@
 // KV.HELLO and KV.TOKEN: how a KV session begins, and what opens its transports.
+#include <bit>
 #include <optional>
 #include <string>
 
@@ -17,6 +18,42 @@ namespace moonpool::server {
 namespace {
 
 using protocol::EqualsIgnoreCase;
+
+// Those of the tenant's GPUs that `count` arguments from `index` on name.
+storage::DeviceSet NumbersOf(const Context& c, size_t index, size_t count) {
+  storage::DeviceSet set = 0;
+  if (c.tenant.gpu() == nullptr) return set;
+  const std::vector<storage::DeviceMemory*>& devices = c.tenant.gpu()->devices();
+  for (size_t i = index; i < index + count; ++i) {
+    for (size_t device = 0; device < devices.size(); ++device) {
+      if (EqualsIgnoreCase(c[i], devices[device]->name())) set |= storage::DeviceSet{1} << device;
+    }
+  }
+  return set;
+}
+
+// The entries of what goes over the attach socket, which one token opens for both.
+void AppendAttached(Context& c, bool shm, storage::DeviceSet devices) {
+  const protocol::AttachToken token = c.connection.session()->NewAttachToken();
+  Reply& r = c.reply;
+  const auto begin = [&](std::string_view name, size_t fields) {
+    r.Map(fields);
+    r.Bulk("name");
+    r.Bulk(name);
+    r.Bulk("attach");
+    r.Bulk(c.server.attach_server()->address());
+    r.Bulk("token");
+    r.Bulk({token.data(), token.size()});
+  };
+  if (shm) begin("shm", 3);
+  if (devices == 0) return;
+  begin("cuda", 4);
+  r.Bulk("devices");
+  r.Array(static_cast<size_t>(std::popcount(devices)));
+  for (size_t i = 0; i < c.tenant.gpu()->devices().size(); ++i) {
+    if ((devices >> i & 1) != 0) r.Bulk(c.tenant.gpu()->devices()[i]->name());
+  }
+}
 
 // RDMA's entry among the transports.
 void AppendRdma(Context& c) {
@@ -56,7 +93,9 @@ void KvHello(Context& c) {
   }
   bool want_shm = true;
   bool want_rdma = true;
+  bool want_cuda = false;
   bool redirect = false;
+  std::optional<storage::DeviceSet> named_devices;
   std::optional<std::string_view> host;
   for (size_t i = 2; i < c.size(); ++i) {
     if (EqualsIgnoreCase(c[i], "TRANSPORTS") && i + 1 < c.size()) {
@@ -68,7 +107,14 @@ void KvHello(Context& c) {
         ++i;
         want_shm |= EqualsIgnoreCase(c[i], "shm");
         want_rdma |= EqualsIgnoreCase(c[i], "rdma");
+        want_cuda |= EqualsIgnoreCase(c[i], "cuda");
       }
+    } else if (EqualsIgnoreCase(c[i], "DEVICES") && i + 1 < c.size()) {
+      const auto count = c.Integer(++i);
+      if (!count) return;
+      if (*count < 0 || static_cast<uint64_t>(*count) > c.size() - i - 1) return c.SyntaxError();
+      named_devices = NumbersOf(c, i + 1, static_cast<size_t>(*count));
+      i += static_cast<size_t>(*count);
     } else if (EqualsIgnoreCase(c[i], "HOST") && i + 1 < c.size()) {
       host = c[++i];
     } else if (EqualsIgnoreCase(c[i], "REDIRECT") && i + 1 < c.size() &&
@@ -78,11 +124,17 @@ void KvHello(Context& c) {
       return c.SyntaxError();
     }
   }
-  const bool shm =
-      want_shm && c.server.attach_server() != nullptr && (!host || *host == c.server.host_id());
+  const bool attaches =
+      c.server.attach_server() != nullptr && (!host || *host == c.server.host_id());
+  const bool shm = want_shm && attaches;
+  storage::DeviceSet devices = 0;
+  if (want_cuda && attaches && c.tenant.gpu() != nullptr) {
+    devices = (storage::DeviceSet{1} << c.tenant.gpu()->devices().size()) - 1;
+    if (named_devices) devices &= *named_devices;
+  }
   const bool rdma = want_rdma && c.server.rdma() != nullptr;
   c.connection.set_session(nullptr);  // the old one goes before its successor comes
-  c.connection.set_session(std::make_unique<Session>(c.server, c.connection, redirect, rdma));
+  c.connection.set_session(std::make_unique<Session>(c.server, c.connection, redirect, rdma, devices));
   const Config& config = c.server.config();
   Reply& r = c.reply;
   r.Map(9);
@@ -110,17 +162,8 @@ void KvHello(Context& c) {
     r.Integer(config.number(key));
   }
   r.Bulk("transports");
-  r.Array(1 + (shm ? 1 : 0) + (rdma ? 1 : 0));
-  if (shm) {
-    const protocol::AttachToken token = c.connection.session()->NewAttachToken();
-    r.Map(3);
-    r.Bulk("name");
-    r.Bulk("shm");
-    r.Bulk("attach");
-    r.Bulk(c.server.attach_server()->address());
-    r.Bulk("token");
-    r.Bulk({token.data(), token.size()});
-  }
+  r.Array(1 + (shm ? 1 : 0) + (rdma ? 1 : 0) + (devices != 0 ? 1 : 0));
+  if (shm || devices != 0) AppendAttached(c, shm, devices);
   if (rdma) AppendRdma(c);
   r.Map(1);
   r.Bulk("name");
@@ -129,10 +172,11 @@ void KvHello(Context& c) {
   const auto regions = c.tenant.pool().Regions();
   r.Array(regions.size());
   for (const storage::RegionInfo& region : regions) {
-    r.Array(3);
+    r.Array(region.device.empty() ? 3 : 4);
     r.Integer(region.id);
     r.Bulk(protocol::TierName(region.tier));
     r.Integer(static_cast<int64_t>(region.bytes));
+    if (!region.device.empty()) r.Bulk(region.device);
   }
 }
 

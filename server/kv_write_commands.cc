@@ -12,6 +12,7 @@
 #include "server/placement.h"
 #include "server/server.h"
 #include "server/session.h"
+#include "server/values.h"
 #include "storage/key_partitions.h"
 #include "storage/tenant.h"
 
@@ -58,6 +59,12 @@ Pending TakePending(Context& c, size_t index) {
   return pending;
 }
 
+// No client was told of it, so that none writes there: as a value that nobody refers to it is free at
+// once, on a device as well.
+void GiveBackUnseen(std::optional<Session::Reservation> reservation) {
+  if (reservation && reservation->handle) std::move(reservation->handle).Publish();
+}
+
 void PublishPending(Context& c, Pending& pending) {
   if (!pending.error.empty()) return c.Error(pending.error);
   Session::Reservation& reservation = pending.reservation;
@@ -68,7 +75,7 @@ void PublishPending(Context& c, Pending& pending) {
     return c.reply.Null();
   }
   storage::WriteHandle& handle = pending.copy ? pending.copy : reservation.handle;
-  lock.key.SetBulk(std::move(handle).Publish(pending.crc));
+  StoreBulk(c, lock.key, std::move(handle).Publish(pending.crc), reservation.wanted_on);
   if (reservation.expiry_ms > 0) lock.key.SetExpiry(c.now_ms + reservation.expiry_ms);
   c.loop.stats().commits.Add();
   c.reply.Ok();
@@ -147,17 +154,22 @@ void KvAlloc(Context& c) {
       continue;
     }
     const Placement& placement = c.server.placement();
-    const auto tier =
-        options->prefer ? placement.Preferred(*options->prefer) : placement.Choose(key);
-    if (!tier) {
-      c.Error("ERR PREFER: " + tier.error().message);
+    const auto preferred = [&](storage::DeviceSet reach) {
+      return options->prefer ? placement.Preferred(*options->prefer, reach)
+                             : placement.Choose(key, reach);
+    };
+    const auto now = preferred(c.reach());
+    if (!now) {
+      c.Error("ERR PREFER: " + now.error().message);
       continue;
     }
     auto handle =
-        c.tenant.ReserveInArena(session->id(), static_cast<uint64_t>(*length), c.now_ms, *tier);
+        c.tenant.ReserveInArena(session->id(), static_cast<uint64_t>(*length), c.now_ms, *now);
     if (!handle && c.WaitsForMemory(handle.error(), BytesToWaitFor(c, i, *count, 2))) {
       // All of it is tried again, so what was got so far goes back.
-      for (const auto& [index, token] : taken) session->TakeReservation(token, c[index]);
+      for (const auto& [index, token] : taken) {
+        GiveBackUnseen(session->TakeReservation(token, c[index]));
+      }
       return;
     }
     if (!handle) {
@@ -171,6 +183,11 @@ void KvAlloc(Context& c) {
     reservation.if_absent = options->if_absent;
     reservation.if_present = options->if_present;
     reservation.expiry_ms = options->expiry_ms;
+    // Who does not reach the device writes to host memory; from there the value moves on.
+    if (const auto then = preferred(storage::kAllDevices);
+        then->tier == protocol::Tier::kGpu && now->tier != protocol::Tier::kGpu) {
+      reservation.wanted_on = then->devices;
+    }
     const auto token = session->AddReservation(std::move(reservation));
     if (!token) {
       c.Error("ERR too many reservations wait for KV.COMMIT (session-max-reservations)");
@@ -207,7 +224,8 @@ void KvCommit(Context& c) {
     const auto token = protocol::ParseUint64(c[at + 1]);
     const storage::Extent* const reserved =
         session != nullptr && token ? session->Reserved(*token, c[at]) : nullptr;
-    copies.push_back(reserved != nullptr
+    // On a device every client of the tenant may write anyway.
+    copies.push_back(reserved != nullptr && reserved->region->device() == nullptr
                          ? c.tenant.Reserve(reserved->length, c.now_ms, reserved->region->tier())
                          : storage::WriteHandle());
     if (!copies.back() && c.WaitsForMemory(copies.back().error(), reserved->length)) return;

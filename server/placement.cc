@@ -2,12 +2,15 @@
 
 #include <algorithm>
 
+#include "gpu/uuid.h"
+
 namespace moonpool::server {
 
 namespace {
 
 // Tiers the protocol knows; a server has some of them.
 constexpr std::string_view kKnownTiers[] = {"gpu", "dram", "cxl", "ssd"};
+constexpr std::string_view kOneGpu = "gpu:";
 
 std::vector<std::string_view> Split(std::string_view text, char separator) {
   std::vector<std::string_view> parts;
@@ -21,22 +24,40 @@ std::vector<std::string_view> Split(std::string_view text, char separator) {
 
 }  // namespace
 
-// The first tier of the list that exists here; empty when none does.
-Result<std::optional<protocol::Tier>> Placement::FirstUsable(std::string_view tiers) const {
+Result<Placement::Usable> Placement::FirstUsable(std::string_view tiers,
+                                                 storage::DeviceSet reach) const {
+  using protocol::Tier;
   const auto names = Split(tiers, ',');
   if (names.empty()) return Fail(ErrorCode::kInvalidArgument, "no tier is named");
   for (const std::string_view name : names) {
-    if (std::find(std::begin(kKnownTiers), std::end(kKnownTiers), name) ==
-        std::end(kKnownTiers)) {
+    const bool one_gpu = name.substr(0, kOneGpu.size()) == kOneGpu;
+    if (one_gpu ? !gpu::Uuid::Parse(name.substr(kOneGpu.size()))
+                : std::find(std::begin(kKnownTiers), std::end(kKnownTiers), name) ==
+                      std::end(kKnownTiers)) {
       return Fail(ErrorCode::kInvalidArgument,
-                  "'" + std::string(name) + "' is no tier (gpu, dram, cxl, ssd)");
+                  "'" + std::string(name) + "' is no tier (gpu, gpu:UUID, dram, cxl, ssd)");
     }
   }
+  Usable usable;
   for (const std::string_view name : names) {
-    const auto tier = protocol::ParseTier(name);
-    if (tier == protocol::Tier::kDram || (tier == protocol::Tier::kCxl && has_cxl_)) return tier;
+    storage::DeviceSet devices = 0;
+    const auto tier = protocol::ParseTier(name.substr(0, name.find(':')));
+    if (tier == Tier::kGpu) {
+      const auto uuid = gpu::Uuid::Parse(name.substr(std::min(kOneGpu.size(), name.size())));
+      for (size_t i = 0; i < devices_.size(); ++i) {
+        if (name == "gpu" || uuid == gpu::Uuid::Parse(devices_[i])) {
+          devices |= storage::DeviceSet{1} << i;
+        }
+      }
+    }
+    const bool here = tier == Tier::kDram || (tier == Tier::kCxl && has_cxl_) || devices != 0;
+    if (!here) continue;
+    usable.any = true;
+    if (tier == Tier::kGpu && (devices & reach) == 0) continue;
+    usable.first = storage::Preference(*tier, devices & reach);
+    break;
   }
-  return std::optional<protocol::Tier>();
+  return usable;
 }
 
 Status Placement::Configure(std::string_view setting) {
@@ -46,7 +67,7 @@ Status Placement::Configure(std::string_view setting) {
   }
   std::vector<Rule> rules;
   for (size_t i = 0; i < words.size(); i += 2) {
-    if (const auto usable = FirstUsable(words[i + 1]); !usable) {
+    if (const auto usable = FirstUsable(words[i + 1], storage::kAllDevices); !usable) {
       return tl::unexpected<Error>(usable.error());
     }
     rules.push_back({std::string(words[i]), std::string(words[i + 1])});
@@ -60,26 +81,28 @@ Status Placement::Configure(std::string_view setting) {
   return {};
 }
 
-Result<protocol::Tier> Placement::Preferred(std::string_view tiers) const {
-  const auto usable = FirstUsable(tiers);
+Result<storage::Preference> Placement::Preferred(std::string_view tiers,
+                                                 storage::DeviceSet reach) const {
+  const auto usable = FirstUsable(tiers, reach);
   if (!usable) return tl::unexpected<Error>(usable.error());
-  if (*usable) return **usable;
+  if (usable->any) return usable->first.value_or(storage::Preference());
   return Fail(ErrorCode::kInvalidArgument, "this server has none of the tiers " +
                                                std::string(tiers) + "; it has dram" +
-                                               (has_cxl_ ? " and cxl" : ""));
+                                               (has_cxl_ ? " and cxl" : "") +
+                                               (devices_.empty() ? "" : " and gpu"));
 }
 
-protocol::Tier Placement::Choose(std::string_view key) const {
+storage::Preference Placement::Choose(std::string_view key, storage::DeviceSet reach) const {
   if (any_rule_.load(std::memory_order_relaxed)) {
     MutexLock lock(mu_);
     for (const Rule& rule : rules_) {
       if (key.substr(0, rule.prefix.size()) != rule.prefix) continue;
-      const auto usable = FirstUsable(rule.tiers);
-      if (usable && *usable) return **usable;
+      const auto usable = FirstUsable(rule.tiers, reach);
+      if (usable && usable->first) return *usable->first;
       break;
     }
   }
-  return protocol::Tier::kDram;
+  return {};
 }
 
 }  // namespace moonpool::server

@@ -13,29 +13,38 @@
 #include "protocol/descriptor.h"
 #include "protocol/mutex.h"
 #include "protocol/status.h"
+#include "storage/tenant.h"
 
 namespace moonpool::server {
 
 class Placement {
  public:
   void set_has_cxl(bool has_cxl) { has_cxl_ = has_cxl; }
+  // The GPUs by number, by the names that "gpu:<name>" takes.  Likewise before there are others.
+  void set_devices(std::vector<std::string> names) { devices_ = std::move(names); }
   // Takes the setting: "prefix tiers [prefix tiers ...]"; the longest matching prefix counts.
   Status Configure(std::string_view setting);
 
-  // The tier that a preference means, which goes before the setting.  An error when it names a
-  // word that is no tier, or none that exists here.
-  Result<protocol::Tier> Preferred(std::string_view tiers) const;
-  // The tier for a new value of `key`; dram takes what no rule places.
-  protocol::Tier Choose(std::string_view key) const;
+  // Where a preference, which goes before the setting, wants a value: in the first of its tiers that
+  // is here and, if it is of a GPU, that the writer reaches.  An error when it names a word that is no
+  // tier, or none that exists here.
+  Result<storage::Preference> Preferred(std::string_view tiers, storage::DeviceSet reach) const;
+  // The same for a new value of `key`; dram takes what no rule places.
+  storage::Preference Choose(std::string_view key, storage::DeviceSet reach) const;
 
  private:
   struct Rule {
     std::string prefix;
     std::string tiers;
   };
-  Result<std::optional<protocol::Tier>> FirstUsable(std::string_view tiers) const;
+  struct Usable {
+    std::optional<storage::Preference> first;
+    bool any = false;  // some tier of the list is here, if not for this writer
+  };
+  Result<Usable> FirstUsable(std::string_view tiers, storage::DeviceSet reach) const;
 
   bool has_cxl_ = false;
+  std::vector<std::string> devices_;
   mutable Mutex mu_;
   std::vector<Rule> rules_ GUARDED_BY(mu_);  // longest prefix first
   std::atomic<bool> any_rule_{false};

@@ -20,6 +20,7 @@
 #include "server/attach_server.h"
 #include "server/background.h"
 #include "server/connection.h"
+#include "server/gpus.h"
 #include "server/listener.h"
 #include "server/log.h"
 #include "server/rdma.h"
@@ -85,10 +86,16 @@ Status Server::Start() {
                   .count();
   if (!config_.boolean(Key::kDumpable)) prctl(PR_SET_DUMPABLE, 0);
   RaiseFileLimit(config_);
+  if (Status opened = OpenGpus(); !opened) return opened;
   if (Status created = CreateTenants(); !created) return created;
   if (Status opened = OpenSsd(); !opened) return opened;
   InstallHooks();
   placement_.set_has_cxl(default_tenant().cxl() != nullptr);
+  if (gpus_ != nullptr) {
+    std::vector<std::string> names;
+    for (const storage::DeviceMemory* memory : gpus_->memories()) names.push_back(memory->name());
+    placement_.set_devices(std::move(names));
+  }
   if (Status placed = placement_.Configure(config_.text(Key::kPrefer)); !placed) return placed;
 
   background_ = std::make_unique<Background>();
@@ -266,7 +273,7 @@ void Server::Stop() {
   // What it moves into the pool ends here, and is told to the loops.
   if (rdma_) rdma_->Stop();
   // The tier's threads post to the loops: they end first.
-  for (const auto& tenant : tenants_) tenant->CloseCxl();
+  for (const auto& tenant : tenants_) tenant->CloseMoves();
   SaveSsd();
   for (const auto& tenant : tenants_) tenant->CloseSsd();
   if (attach_server_) attach_server_->Stop();
@@ -276,6 +283,7 @@ void Server::Stop() {
   listener_.reset();
   rdma_.reset();
   tenants_.clear();
+  gpus_.reset();
 }
 
 bool Server::CheckPassword(std::string_view password) const {

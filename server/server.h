@@ -23,10 +23,15 @@
 #include "storage/tenant.h"
 #include "storage/upkeep.h"
 
+namespace moonpool::gpu {
+class Device;
+}
+
 namespace moonpool::server {
 
 class AttachServer;
 class Background;
+class Gpus;
 class Listener;
 class Rdma;
 struct SessionInfo;
@@ -40,6 +45,8 @@ class Server {
 
   // Before Start(): another file system under the SSD tier, which outlives the server.
   void set_ssd_env(rocksdb::Env* env) { ssd_env_ = env; }
+  // Likewise: other devices in place of the machine's GPUs.
+  void set_gpus(std::vector<gpu::Device*> devices) { given_gpus_ = std::move(devices); }
   // Everything up to answering clients.  The error says what to change.
   Status Start();
   // Returns when somebody called RequestShutdown (SIGTERM, SIGINT, SHUTDOWN).
@@ -61,6 +68,9 @@ class Server {
   // Null when there is no RDMA; rdma_off() says why.
   Rdma* rdma() { return rdma_.get(); }
   const std::string& rdma_off() const { return rdma_off_; }
+  // Null when no GPU is used; gpu_off() says why.
+  Gpus* gpus() { return gpus_.get(); }
+  const std::string& gpu_off() const { return gpu_off_; }
 
   bool password_required() const { return password_required_.load(std::memory_order_relaxed); }
   bool CheckPassword(std::string_view password) const;
@@ -92,6 +102,7 @@ class Server {
   void Accepted(UniqueFd fd, ConnectionOrigin origin);
 
  private:
+  Status OpenGpus();  // server_gpu.cc
   Status CreateTenants();
   Status OpenSsd();
   void SaveSsd();
@@ -103,8 +114,11 @@ class Server {
 
   Config& config_;
   rocksdb::Env* ssd_env_ = nullptr;
+  std::vector<gpu::Device*> given_gpus_;
   ClientRegistry clients_;
   Placement placement_;
+  std::unique_ptr<Gpus> gpus_;  // behind the tenants' memory
+  std::string gpu_off_;
   std::vector<std::unique_ptr<storage::Tenant>> tenants_;
   std::unique_ptr<Rdma> rdma_;  // before the tenants' memory
   std::string rdma_off_;

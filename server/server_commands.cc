@@ -118,8 +118,21 @@ void MemoryStats(Context& c) {
       {"regions.bytes", budget.region_bytes()},
   };
   const bool has_cxl = c.tenant.cxl() != nullptr;
-  const uint64_t cxl_keys = has_cxl ? c.keyspace().partitions().cxl_keys() : 0;
-  const Rows dram = {{"keys", keys - std::min(keys, ssd.keys + cxl_keys)},
+  const uint64_t cxl_keys = has_cxl ? c.keyspace().partitions().keys_in(protocol::Tier::kCxl) : 0;
+  storage::GpuTier* gpu = c.tenant.gpu();
+  const uint64_t gpu_keys =
+      gpu != nullptr ? c.keyspace().partitions().keys_in(protocol::Tier::kGpu) : 0;
+  uint64_t gpu_bytes = 0, gpu_capacity = 0, gpu_regions = 0;
+  for (size_t i = 0; gpu != nullptr && i < gpu->devices().size(); ++i) {
+    gpu_bytes += c.tenant.gpu_budget(i).used_bytes();
+    gpu_capacity += c.tenant.gpu_budget(i).limit();
+    gpu_regions += c.tenant.gpu_budget(i).region_bytes();
+  }
+  const Rows on_gpus = {{"keys", gpu_keys},
+                        {"bytes", gpu_bytes},
+                        {"capacity", gpu_capacity},
+                        {"regions-bytes", gpu_regions}};
+  const Rows dram = {{"keys", keys - std::min(keys, ssd.keys + cxl_keys + gpu_keys)},
                      {"bytes", data},
                      {"capacity", budget.limit()}};
   const storage::MemoryBudget& cxl_budget = c.tenant.cxl_budget();
@@ -133,11 +146,16 @@ void MemoryStats(Context& c) {
                      {"disk-bytes", ssd.store.disk_bytes},
                      {"memory-bytes", ssd.store.memory_bytes},
                      {"queued-bytes", ssd.queued_bytes}};
-  c.reply.Map(rows.size() + 1 + (has_cxl ? 1 : 0) + (tier != nullptr ? 1 : 0));
+  c.reply.Map(rows.size() + 1 + (gpu != nullptr ? 1 : 0) + (has_cxl ? 1 : 0) + (tier != nullptr ? 1 : 0));
   values(rows);
   c.reply.Bulk("tier.dram");
   c.reply.Map(dram.size());
   values(dram);
+  if (gpu != nullptr) {
+    c.reply.Bulk("tier.gpu");
+    c.reply.Map(on_gpus.size());
+    values(on_gpus);
+  }
   if (has_cxl) {
     c.reply.Bulk("tier.cxl");
     c.reply.Map(cxl.size());

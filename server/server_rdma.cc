@@ -63,6 +63,7 @@ void RdmaSection(Context& c, std::string& out) {
   uint64_t regions = 0, bytes = 0, waiting = 0;
   for (const auto& tenant : c.server.tenants()) {
     for (const storage::RegionInfo& region : tenant->pool().Regions()) {
+      if (!region.device.empty()) continue;  // no NIC reaches those
       regions += region.exported ? 1 : 0;
       bytes += region.exported ? region.bytes : 0;
       waiting += region.exported || region.draining ? 0 : 1;

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "server/gpus.h"
 #include "server/log.h"
 #include "server/server.h"
 #include "storage/tenant.h"
@@ -70,6 +71,15 @@ Status Server::CreateTenants() {
   options.cxl.evict_ratio = config_.real(Key::kCxlEvictRatio);
   options.cxl.queue_bytes = static_cast<uint64_t>(config_.number(Key::kCxlQueue));
   options.cxl.wait_ms = config_.number(Key::kMemoryWait);
+  if (gpus_ != nullptr) {
+    options.gpu.devices = gpus_->memories();
+    options.gpu.memory_bytes = static_cast<uint64_t>(config_.number(Key::kGpuMemory));
+    options.gpu.high_watermark = config_.real(Key::kGpuHighWatermark);
+    options.gpu.evict_ratio = config_.real(Key::kGpuEvictRatio);
+    options.gpu.queue_bytes = static_cast<uint64_t>(config_.number(Key::kGpuQueue));
+    options.gpu.wait_ms = config_.number(Key::kMemoryWait);
+    options.gpu.note = [](const std::string& line) { Log(LogLevel::kWarning, "{}", line); };
+  }
   auto tenant = storage::Tenant::Create(options);
   if (!tenant) return tl::unexpected<Error>(std::move(tenant.error()));
   tenants_.push_back(std::move(*tenant));

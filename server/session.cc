@@ -25,12 +25,14 @@ constexpr int64_t kSweepMs = 1000;
 
 }  // namespace
 
-Session::Session(Server& server, Connection& connection, bool redirect, bool rdma)
+Session::Session(Server& server, Connection& connection, bool redirect, bool rdma,
+                 storage::DeviceSet devices)
     : server_(server),
       connection_(connection),
       tenant_(connection.tenant()),
       info_(std::make_shared<SessionInfo>()),
-      rdma_(rdma) {
+      rdma_(rdma),
+      devices_(devices) {
   info_->id = server.NextSessionId();
   info_->client_id = connection.id();
   info_->address = connection.info().address;
@@ -258,6 +260,27 @@ void Session::OnAttachReadable(evutil_socket_t, short, void* context) {
   }
 }
 
+bool Session::SendDeviceRegion(const storage::Region& region) {
+  AttachMessage reply;
+  reply.region = region.id();
+  reply.type = AttachMessage::kGone;
+  if ((devices_ >> region.device_number() & 1) == 0) return SendAttach(reply);
+  const auto handle = region.range()->Export();
+  if (!handle) {
+    Log(LogLevel::kWarning, "session {}: region {} cannot be exported: {}", info_->id, region.id(),
+        handle.error().message);
+    return SendAttach(reply);
+  }
+  reply.type = AttachMessage::kRegion;
+  reply.bytes = region.bytes();
+  reply.writable = 1;
+  reply.tier = region.tier();
+  reply.handle = handle->kind;
+  reply.device = region.device()->uuid();
+  reply.opaque = handle->opaque;
+  return SendAttach(reply, handle->fd.get());
+}
+
 bool Session::HandleAttachMessage(const AttachMessage& message) {
   storage::ExtentPool& pool = tenant_.pool();
   AttachMessage reply;
@@ -270,6 +293,7 @@ bool Session::HandleAttachMessage(const AttachMessage& message) {
         reply.type = AttachMessage::kGone;
         return SendAttach(reply);
       }
+      if (region->device() != nullptr) return SendDeviceRegion(*region);
       const bool writable = pool.MayMapWritable(info_->id, message.region);
       if (region->kind() == storage::Region::Kind::kArena && !writable &&
           !pool.ArenaSealed(message.region)) {

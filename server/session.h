@@ -25,6 +25,7 @@
 #include "server/command.h"
 #include "server/counter.h"
 #include "storage/bulk_value.h"
+#include "storage/device_memory.h"
 
 namespace moonpool::server {
 
@@ -51,7 +52,9 @@ struct LeaseRequest {
 class Session {
  public:
   // `rdma`: it may have queue pairs.  REQUIRES: the server has RDMA then.
-  Session(Server& server, Connection& connection, bool redirect, bool rdma);
+  // `devices`: GPUs whose memory it may map.
+  Session(Server& server, Connection& connection, bool redirect, bool rdma,
+          storage::DeviceSet devices);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -60,6 +63,8 @@ class Session {
   bool redirect() const { return info_->redirect; }
   bool attached() const { return static_cast<bool>(attach_fd_); }
   bool rdma() const { return rdma_; }
+  // The GPUs whose memory it can map now.
+  storage::DeviceSet devices() const { return attached() ? devices_ : 0; }
   // The one-time token for the attach socket.
   protocol::AttachToken NewAttachToken();
 
@@ -77,6 +82,7 @@ class Session {
     bool if_absent = false;
     bool if_present = false;
     int64_t expiry_ms = 0;  // from the commit on; 0: none
+    storage::DeviceSet wanted_on = 0;  // where the value is to move after the commit
     int64_t deadline_ms = 0;
   };
   // Its token; empty when the session has too many.
@@ -113,6 +119,7 @@ class Session {
   static void OnAttachReadable(evutil_socket_t, short, void* session);
   // False when the peer must be dropped.
   bool HandleAttachMessage(const protocol::AttachMessage& message);
+  bool SendDeviceRegion(const storage::Region& region);
   bool SendAttach(const protocol::AttachMessage& message, int fd = -1);
 
   Server& server_;
@@ -120,6 +127,7 @@ class Session {
   storage::Tenant& tenant_;
   std::shared_ptr<SessionInfo> info_;
   const bool rdma_;
+  const storage::DeviceSet devices_;
 
   // Leases by number, first_lease_ being the number of the front; released ones stay, empty,
   // until they reach the front.

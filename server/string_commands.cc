@@ -56,7 +56,7 @@ void SetWith(Context& c, size_t value_index, const SetOptions& options) {
       return;
     }
   }
-  StoreValue(lock.key, std::move(*value), options.keep_expiry);
+  StoreValue(c, lock.key, std::move(*value), options.keep_expiry);
   if (options.expiry_ms) lock.key.SetExpiry(*options.expiry_ms);
   if (!options.get) c.reply.Ok();
 }
@@ -95,7 +95,7 @@ void SetNx(Context& c) {
   if (!value) return;
   KeyLock lock(c.keyspace(), c[1], c.key_hash, c.now_ms);
   if (lock.key.Find() != nullptr) return c.reply.Integer(0);
-  StoreValue(lock.key, std::move(*value));
+  StoreValue(c, lock.key, std::move(*value));
   c.reply.Integer(1);
 }
 
@@ -214,7 +214,7 @@ void MSetGeneric(Context& c, bool if_absent) {
       if (lock[i].Find() != nullptr) return c.reply.Integer(0);
     }
   }
-  for (size_t i = 0; i < names.size(); ++i) StoreValue(lock[i], std::move(values[i]));
+  for (size_t i = 0; i < names.size(); ++i) StoreValue(c, lock[i], std::move(values[i]));
   if_absent ? c.reply.Integer(1) : c.reply.Ok();
 }
 void MSet(Context& c) { MSetGeneric(c, false); }
@@ -245,7 +245,7 @@ bool Rewrite(Context& c, Plan&& plan, Build&& build) {
       }
       old.emplace(entry);
     }
-    auto handle = c.tenant.Reserve(length, c.now_ms, c.server.placement().Choose(c[1]));
+    auto handle = c.tenant.Reserve(length, c.now_ms, c.server.placement().Choose(c[1], 0));
     if (!handle) {
       if (!c.WaitsForMemory(handle.error(), length)) c.OutOfMemory(handle.error().message);
       return false;
@@ -327,7 +327,7 @@ void GetRange(Context& c) {
   if (length == 0 || start > end) return c.reply.Bulk("");
   if (c.BulkOf(entry) == nullptr) {
     if (c.WaitsFor(entry, lock.key.hash())) return;
-    if (entry->has(Entry::kOnSsd)) return c.reply.Bulk("");
+    if (!entry->is_inline()) return c.reply.Bulk("");  // nor can it be had now
   }
   replies.Part(*entry, static_cast<uint64_t>(start), static_cast<uint64_t>(end - start + 1));
 }

@@ -25,9 +25,21 @@ bool Context::WaitsForMemory(const moonpool::Error& error, uint64_t bytes) {
   return true;
 }
 
+storage::DeviceSet Context::reach() const {
+  const Session* const session = connection.session();
+  return session == nullptr ? 0 : session->devices();
+}
+
 bool Context::WaitsFor(const storage::Entry* entry, uint64_t hash) {
-  if (entry == nullptr || !entry->has(storage::Entry::kOnSsd)) return false;
+  if (entry == nullptr) return false;
+  const bool on_device =
+      entry->has(storage::Entry::kBulk) && entry->bulk()->device() != nullptr;
+  if (!on_device && !entry->has(storage::Entry::kOnSsd)) return false;
   Missing& missing = loop.missing();
+  if (!missing.final && on_device) {
+    missing.on_device.push_back(storage::ValueRef::Share(entry->bulk()));
+    return true;
+  }
   if (!missing.final) {
     missing.values.push_back({hash, entry->place()});
     return true;
@@ -39,7 +51,16 @@ bool Context::WaitsFor(const storage::Entry* entry, uint64_t hash) {
 
 storage::BulkValue* Context::BulkOf(const storage::Entry* entry) const {
   if (entry == nullptr || entry->is_inline()) return nullptr;
-  return entry->has(storage::Entry::kBulk) ? entry->bulk() : loop.missing().CameUp(entry->place());
+  if (!entry->has(storage::Entry::kBulk)) return loop.missing().CameUp(entry->place());
+  storage::BulkValue* const value = entry->bulk();
+  return value->device() == nullptr ? value : loop.missing().Fetched(value);
+}
+
+storage::BulkValue* Context::ReachableOf(const storage::Entry* entry) const {
+  if (entry != nullptr && entry->has(storage::Entry::kBulk) && entry->bulk()->OnOneOf(reach())) {
+    return entry->bulk();
+  }
+  return BulkOf(entry);
 }
 
 void Context::OutOfMemory(const std::string& why) {
@@ -50,6 +71,11 @@ void Context::OutOfMemory(const std::string& why) {
 std::optional<GivenValue> Context::TakeValue(size_t index) {
   Argument& argument = arguments[index];
   GivenValue value;
+  const std::string_view key = arguments[command.values.KeyOf(index)].view();
+  if (tenant.gpu() != nullptr) {
+    const auto wanted = server.placement().Choose(key, storage::kAllDevices);
+    if (wanted.tier == protocol::Tier::kGpu) value.wanted_on = wanted.devices;
+  }
   if (argument.body != nullptr) {
     if (!argument.body->failure.empty()) {
       OutOfMemory(argument.body->failure);
@@ -67,8 +93,7 @@ std::optional<GivenValue> Context::TakeValue(size_t index) {
     value.bytes = argument.view();
     return value;
   }
-  const std::string_view key = arguments[command.values.KeyOf(index)].view();
-  auto handle = tenant.Reserve(argument.size, now_ms, server.placement().Choose(key));
+  auto handle = tenant.Reserve(argument.size, now_ms, server.placement().Choose(key, 0));
   if (!handle) {
     if (!WaitsForMemory(handle.error(), argument.size)) OutOfMemory(handle.error().message);
     return std::nullopt;
@@ -81,6 +106,7 @@ std::optional<GivenValue> Context::TakeValue(size_t index) {
 std::string_view ValueBytes(const storage::Entry& entry) {
   MOONPOOL_CHECK(!entry.has(storage::Entry::kOnSsd));
   if (!entry.has(storage::Entry::kBulk)) return entry.value();
+  MOONPOOL_CHECK(entry.bulk()->device() == nullptr);
   return {entry.bulk()->data(), entry.bulk()->length()};
 }
 
@@ -102,13 +128,25 @@ protocol::Descriptor DescriptorOf(const storage::BulkValue& value) {
   return descriptor;
 }
 
-storage::Entry* StoreValue(storage::Keyspace::Key& key, GivenValue value, bool keep_expiry) {
-  if (value.bulk) return key.SetBulk(std::move(value.bulk), keep_expiry);
-  return key.Set(value.bytes, keep_expiry);
+storage::Entry* StoreValue(Context& context, storage::Keyspace::Key& key, GivenValue value,
+                           bool keep_expiry) {
+  if (!value.bulk) return key.Set(value.bytes, keep_expiry);
+  return StoreBulk(context, key, std::move(value.bulk), value.wanted_on, keep_expiry);
+}
+
+storage::Entry* StoreBulk(Context& context, storage::Keyspace::Key& key, storage::ValueRef value,
+                          storage::DeviceSet wanted_on, bool keep_expiry) {
+  const storage::ValueRef moves =
+      wanted_on != 0 && context.tenant.gpu() != nullptr ? value.Share() : storage::ValueRef();
+  storage::Entry* const entry = key.SetBulk(std::move(value), keep_expiry);
+  if (moves) context.tenant.gpu()->Promote(moves.Share(), wanted_on);
+  return entry;
 }
 
 bool ValueReplies::Whole(const storage::Keyspace::Key& key, const storage::Entry* entry) {
-  storage::BulkValue* bulk = context_.BulkOf(entry);
+  Session* session = context_.connection.session();
+  const bool described = session != nullptr && session->redirect();
+  storage::BulkValue* bulk = described ? context_.ReachableOf(entry) : context_.BulkOf(entry);
   if (bulk == nullptr && context_.WaitsFor(entry, key.hash())) return false;
   const bool found = entry != nullptr && (bulk != nullptr || entry->is_inline());
   context_.keyspace().CountRead(key, found ? entry : nullptr);
@@ -122,8 +160,7 @@ bool ValueReplies::Whole(const storage::Keyspace::Key& key, const storage::Entry
     context_.reply.Bulk(entry->value());
     return true;
   }
-  Session* session = context_.connection.session();
-  if (session != nullptr && session->redirect()) {
+  if (described) {
     used_.push_back(storage::ValueRef::Share(bulk));
     session->Describe(context_, used_.back());
     return true;

@@ -20,8 +20,11 @@ uint64_t ValueLength(const storage::Entry& entry);
 protocol::Descriptor DescriptorOf(const storage::BulkValue& value);
 
 // Stores what TakeValue() gave.
-storage::Entry* StoreValue(storage::Keyspace::Key& key, GivenValue value,
+storage::Entry* StoreValue(Context& context, storage::Keyspace::Key& key, GivenValue value,
                            bool keep_expiry = false);
+// The same for a large value, which begins to move to one of those devices.
+storage::Entry* StoreBulk(Context& context, storage::Keyspace::Key& key, storage::ValueRef value,
+                          storage::DeviceSet wanted_on, bool keep_expiry = false);
 
 // Replies with values.  Bulk values are pinned and spliced into the reply, or described when the
 // session asked for redirects; what they are is remembered and reported to the eviction policy

@@ -16,6 +16,10 @@ bool InCxl(const BulkValue& value) {
   return value.tier() == protocol::Tier::kCxl;
 }
 
+bool SamePlace(const BulkValue& a, const BulkValue& b) {
+  return a.tier() == b.tier() && a.device() == b.device();
+}
+
 }  // namespace
 
 std::unique_ptr<EvictionPolicy> MakeEvictionPolicy(MaxmemoryPolicy policy) {
@@ -46,11 +50,23 @@ BulkPolicy::Queue& BulkPolicy::QueueOf(const BulkValue& value) {
   return queue;
 }
 
+ItemList* BulkPolicy::OutsideQueue(Queue& queue, const BulkValue& value) {
+  switch (value.tier()) {
+    case protocol::Tier::kDram:
+      return nullptr;
+    case protocol::Tier::kCxl:
+      return value.wanted ? &queue.wanted : &queue.cxl;
+    case protocol::Tier::kGpu:
+      return &queue.gpu[value.device_number()];
+  }
+  __builtin_unreachable();
+}
+
 void BulkPolicy::Enter(Queue& queue, BulkValue* value, bool cold) {
   value->in_policy = true;
-  if (InCxl(*value)) {
+  if (ItemList* const outside = OutsideQueue(queue, *value)) {
     value->cxl_reads = 0;
-    queue.cxl.PushFront(value);
+    outside->PushFront(value);
     return;
   }
   value->cold = cold;
@@ -66,7 +82,7 @@ void BulkPolicy::Enter(Queue& queue, BulkValue* value, bool cold) {
 void BulkPolicy::Leave(BulkValue* value, bool evicted) {
   Queue& queue = QueueOf(*value);
   value->in_policy = false;
-  if (InCxl(*value)) {
+  if (OutsideQueue(queue, *value) != nullptr) {
     ItemList::Unlink(value);
     if (std::exchange(value->wanted, false)) wanted_.fetch_sub(1, std::memory_order_relaxed);
     return;
@@ -86,6 +102,9 @@ void BulkPolicy::Empty(Queue& queue) {
     PolicyItem* item = nullptr;
     for (ItemList* list : {&queue.cold, &queue.cxl, &queue.wanted}) {
       if (item == nullptr) item = list->back();
+    }
+    for (ItemList& list : queue.gpu) {
+      if (item == nullptr) item = list.back();
     }
     return static_cast<BulkValue*>(item != nullptr ? item : queue.policy->Any());
   };
@@ -152,7 +171,7 @@ void BulkPolicy::Replace(BulkValue* value, BulkValue* replacement) {
   MutexLock lock(mu_);
   if (!value->in_policy) return;
   // In another tier it is to be linked anew.
-  if (value->tier() != replacement->tier()) return Leave(value, false);
+  if (!SamePlace(*value, *replacement)) return Leave(value, false);
   if (InCxl(*value)) {
     replacement->cxl_reads = value->cxl_reads;
     replacement->wanted = std::exchange(value->wanted, false);
@@ -160,8 +179,10 @@ void BulkPolicy::Replace(BulkValue* value, BulkValue* replacement) {
   value->in_policy = false;
   replacement->in_policy = true;
   replacement->cold = value->cold;
-  value->cold || InCxl(*value) ? ItemList::Replace(value, replacement)
-                               : QueueOf(*value).policy->Replace(value, replacement);
+  Queue& queue = QueueOf(*value);
+  value->cold || OutsideQueue(queue, *value) != nullptr
+      ? ItemList::Replace(value, replacement)
+      : queue.policy->Replace(value, replacement);
 }
 
 size_t BulkPolicy::Touch(std::span<BulkValue* const> values, bool counts) {
@@ -182,6 +203,13 @@ size_t BulkPolicy::Touch(std::span<BulkValue* const> values, bool counts) {
                          (arrival == Arrival::kAhead && admission == Admission::kAlways);
       if (InCxl(*value)) {
         TouchInCxl(value, counts && keeps, admission);
+        continue;
+      }
+      if (value->device() != nullptr) {
+        gpu_hits_.fetch_add(1, std::memory_order_relaxed);
+        if (!counts || !value->in_policy) continue;
+        ItemList::Unlink(value);
+        OutsideQueue(QueueOf(*value), *value)->PushFront(value);
         continue;
       }
       if (!counts || !keeps || !value->in_policy) continue;
@@ -280,7 +308,7 @@ bool BulkPolicy::ColdFirst(uint8_t partition, bool load) {
   return static_cast<double>(queue.cold_bytes) > share * static_cast<double>(queue.bytes);
 }
 
-ValueRef BulkPolicy::Victim(uint8_t partition, Among among) {
+ValueRef BulkPolicy::Victim(uint8_t partition, Among among, size_t device) {
   MutexLock lock(mu_);
   Queue& queue = queues_[partition];
   if (queue.policy == nullptr) return {};
@@ -290,6 +318,7 @@ ValueRef BulkPolicy::Victim(uint8_t partition, Among among) {
   };
   PolicyItem* const item = among == Among::kCold  ? queue.cold.back()
                            : among == Among::kCxl ? in_cxl()
+                           : among == Among::kGpu ? queue.gpu[device].back()
                                                   : queue.policy->Victim();
   // While it is linked, its entry's reference keeps it alive.
   return item == nullptr ? ValueRef() : ValueRef::Share(static_cast<BulkValue*>(item));
@@ -299,10 +328,10 @@ void BulkPolicy::Spare(const ValueRef& value) {
   MutexLock lock(mu_);
   if (!value->in_policy) return;
   Queue& queue = QueueOf(*value);
-  if (value->cold || InCxl(*value)) {
+  ItemList* const outside = OutsideQueue(queue, *value);
+  if (value->cold || outside != nullptr) {
     ItemList::Unlink(value.get());
-    ItemList& list = !InCxl(*value) ? queue.cold : value->wanted ? queue.wanted : queue.cxl;
-    list.PushFront(value.get());
+    (outside != nullptr ? *outside : queue.cold).PushFront(value.get());
   } else {
     queue.policy->Spare(value.get());
   }

@@ -12,6 +12,8 @@
 // read last: policies put the worst there first, so this is the policies' order as well.  One that
 // is read there for the second time is wanted in DRAM, or as its partition's admission says.
 //
+// Values on a device are in a queue of that device: who came or was read last leaves last.
+//
 // Threads: any; mu_ is a leaf lock.  Owns the policies, not the values: a value is linked while an
 // entry of the keyspace refers to it (under volatile-*: one with an expiry), and unlinked before
 // that entry lets go of it.  One lock for all partitions: a value may change over between two looks.
@@ -79,10 +81,11 @@ class BulkPolicy {
   enum class Among : uint8_t {
     kPolicy,
     kCold,  // those that came up cold
-    kCxl,   // those in CXL memory; the two others are of DRAM
+    kCxl,   // those in CXL memory
+    kGpu,   // those on one device; the two first are of DRAM
   };
   // The next victim of a partition, pinned; empty when there is none.  It stays linked.
-  ValueRef Victim(uint8_t partition = 0, Among among = Among::kPolicy);
+  ValueRef Victim(uint8_t partition = 0, Among among = Among::kPolicy, size_t device = 0);
   void Spare(const ValueRef& value);
   // Whether cold values go before the others.  `load`: for one that comes up.
   bool ColdFirst(uint8_t partition, bool load);
@@ -92,6 +95,8 @@ class BulkPolicy {
   ValueRef TakeWanted();
   // Reads of values in CXL memory.
   uint64_t cxl_hits() const { return cxl_hits_.load(std::memory_order_relaxed); }
+  // And of values on devices.
+  uint64_t gpu_hits() const { return gpu_hits_.load(std::memory_order_relaxed); }
   // How much of a partition may be cold while others want memory.
   void set_cold_share(double share) { cold_share_.store(share, std::memory_order_relaxed); }
 
@@ -105,9 +110,12 @@ class BulkPolicy {
     uint64_t bytes = 0;  // of all that is linked, in DRAM
     ItemList cxl;
     ItemList wanted;  // in CXL memory as well
+    std::array<ItemList, kMaxDevices> gpu;
   };
   void Enter(Queue& queue, BulkValue* value, bool cold) REQUIRES(mu_);
   void Leave(BulkValue* value, bool evicted) REQUIRES(mu_);
+  // The queue of a value that is in no policy because of where it is; null: it is in DRAM.
+  static ItemList* OutsideQueue(Queue& queue, const BulkValue& value);
   void TouchInCxl(BulkValue* value, bool keeps, Admission admission) REQUIRES(mu_);
   bool LearnsNow(size_t keys);
   // Unlinks all of it.
@@ -119,6 +127,7 @@ class BulkPolicy {
   std::atomic<double> cold_share_{0.1};
   std::atomic<uint64_t> wanted_{0};
   std::atomic<uint64_t> cxl_hits_{0};
+  std::atomic<uint64_t> gpu_hits_{0};
   Mutex mu_;
   std::array<Queue, Partitions::kSlots> queues_ GUARDED_BY(mu_);
   // What wants_batches() says: some queue learns.

@@ -31,14 +31,24 @@ struct Extent {
   uint32_t slot = 0;        // generation slot
   uint64_t generation = 0;  // what the slot holds while this extent lives
 
+  // For the processor.  REQUIRES: in host memory.
   char* data() const { return region->data() + offset; }
+  // For copies, wherever it is.
+  char* address() const { return region->address() + offset; }
 };
 
 class BulkValue : public PolicyItem {
  public:
   const Extent& extent() const { return extent_; }
   uint64_t length() const { return extent_.length; }
+  // REQUIRES: in host memory.
   const char* data() const { return extent_.data(); }
+  // Null: in host memory.
+  DeviceMemory* device() const { return extent_.region->device(); }
+  size_t device_number() const { return extent_.region->device_number(); }
+  bool OnOneOf(DeviceSet devices) const {
+    return device() != nullptr && (devices >> device_number() & 1) != 0;
+  }
   protocol::Tier tier() const { return extent_.region->tier(); }
   std::optional<uint32_t> crc() const { return crc_; }
   // Hash of the key whose entry refers to this value; changes on RENAME.
@@ -135,12 +145,15 @@ class WriteHandle {
  public:
   WriteHandle() = default;
   WriteHandle(WriteHandle&& other) noexcept
-      : pool_(std::exchange(other.pool_, nullptr)), extent_(other.extent_) {}
+      : pool_(std::exchange(other.pool_, nullptr)),
+        extent_(other.extent_),
+        late_writes_(other.late_writes_) {}
   WriteHandle& operator=(WriteHandle&& other) noexcept {
     if (this != &other) {
       Abort();
       pool_ = std::exchange(other.pool_, nullptr);
       extent_ = other.extent_;
+      late_writes_ = other.late_writes_;
     }
     return *this;
   }
@@ -148,7 +161,7 @@ class WriteHandle {
 
   explicit operator bool() const { return pool_ != nullptr; }
   const Extent& extent() const { return extent_; }
-  // Where to write, for extents of shared regions.
+  // Where to write, for extents of shared regions in host memory.
   char* data() const { return extent_.data(); }
   uint64_t length() const { return extent_.length; }
 
@@ -162,6 +175,7 @@ class WriteHandle {
 
   ExtentPool* pool_ = nullptr;
   Extent extent_;
+  bool late_writes_ = false;  // a client writes there, and may for a while after it was given up
 };
 
 }  // namespace moonpool::storage

@@ -14,8 +14,15 @@ constexpr size_t kSlotsPerLook = 8192;
 // milliseconds, on a busy machine within tenths of seconds.
 constexpr std::chrono::seconds kPatience{1};
 
-// Of CXL memory.
+// Of CXL memory, and of a device's.
 constexpr uint64_t kLeastRegions = 16;
+
+// What a client reserved on a device may be written to by a copy that was on its way when the client
+// gave up or died: a copy of the largest value takes a fraction of this.
+constexpr std::chrono::seconds kLateWrites{2};
+
+// How long a device that had no memory for a region is not asked for another.
+constexpr std::chrono::seconds kGrowthPause{1};
 
 // Unique within the process, so that no session can take one tenant's region for another's.
 std::atomic<uint32_t> next_region_id{1};
@@ -31,13 +38,16 @@ ValueRef WriteHandle::Publish(std::optional<uint32_t> crc) && {
 }
 
 void WriteHandle::Abort() {
-  if (pool_ != nullptr) std::exchange(pool_, nullptr)->Recycle(extent_);
+  if (pool_ != nullptr) std::exchange(pool_, nullptr)->Recycle(extent_, late_writes_);
 }
 
 Result<std::unique_ptr<ExtentPool>> ExtentPool::Create(const PoolOptions& options,
                                                        MemoryBudget* budget,
-                                                       MemoryBudget* cxl_budget) {
-  std::unique_ptr<ExtentPool> pool(new ExtentPool(options, budget, cxl_budget));
+                                                       MemoryBudget* cxl_budget,
+                                                       std::vector<PoolDevice> devices) {
+  MOONPOOL_CHECK(devices.size() <= kMaxDevices);
+  std::unique_ptr<ExtentPool> pool(
+      new ExtentPool(options, budget, cxl_budget, std::move(devices)));
   auto generations = GenerationTable::Create(options.generation_slots);
   if (!generations) return tl::unexpected<Error>(std::move(generations.error()));
   pool->generations_ = std::move(*generations);
@@ -52,9 +62,10 @@ Result<std::unique_ptr<ExtentPool>> ExtentPool::Create(const PoolOptions& option
 
 ExtentPool::~ExtentPool() {
   MutexLock lock(mu_);
+  for (const LateExtent& late : late_) FreeExtent(late.extent);
   for (const auto& [id, region] : regions_) {
     MOONPOOL_CHECK(region->extents == 0);
-    budget(region->region->tier())->ReleaseRegion(region->region->bytes());
+    budget(*region->region)->ReleaseRegion(region->region->bytes());
   }
 }
 
@@ -66,8 +77,14 @@ Result<WriteHandle> ExtentPool::ReserveInArena(SessionId session, uint64_t lengt
   return ReserveIn({Region::Kind::kArena, session, tier}, length);
 }
 
+Result<WriteHandle> ExtentPool::ReserveOnDevice(size_t device, uint64_t length, bool by_client) {
+  auto handle = ReserveIn({Region::Kind::kShared, kNoSession, Tier::kGpu, device}, length);
+  if (handle) handle->late_writes_ = by_client;
+  return handle;
+}
+
 Result<WriteHandle> ExtentPool::ReserveIn(const Source& source, uint64_t length) {
-  MOONPOOL_CHECK(length > 0 && budget(source.tier) != nullptr);
+  MOONPOOL_CHECK(length > 0 && budget(source.tier, source.device) != nullptr);
   {
     MutexLock lock(mu_);
     if (auto extent = TakeExtent(source, length)) return WriteHandle(this, *extent);
@@ -105,7 +122,7 @@ bool ExtentPool::CouldHold(uint64_t length) const {
 std::optional<Extent> ExtentPool::TakeExtent(const Source& source, uint64_t length) {
   const bool is_shared = source.kind == Region::Kind::kShared;
   const std::vector<PoolRegion*>& regions =
-      is_shared ? shared(source.tier).regions : arenas_[source.session];
+      is_shared ? shared(source.tier, source.device).regions : arenas_[source.session];
   for (PoolRegion* region : regions) {
     if (region->region->tier() != source.tier) continue;
     const auto offset = region->allocator.Allocate(length);
@@ -116,12 +133,12 @@ std::optional<Extent> ExtentPool::TakeExtent(const Source& source, uint64_t leng
       return std::nullopt;
     }
     ++region->extents;
-    budget(source.tier)->AddExtent(static_cast<int64_t>(ExtentAllocator::RoundUp(length)));
+    budget(*region->region)->AddExtent(static_cast<int64_t>(ExtentAllocator::RoundUp(length)));
     const uint64_t generation = generations_->counter(*slot).load(std::memory_order_relaxed);
     // Half of the newest region is gone: time to prepare the next.
     if (is_shared && region == regions.back() &&
         region->allocator.free_bytes() < region->region->bytes() / 2) {
-      shared(source.tier).grow_ahead = true;
+      shared(source.tier, source.device).grow_ahead = true;
     }
     return Extent{region->region.get(), *offset, length, *slot, generation};
   }
@@ -130,7 +147,15 @@ std::optional<Extent> ExtentPool::TakeExtent(const Source& source, uint64_t leng
 
 Status ExtentPool::AddRegion(const Source& source, uint64_t least_bytes) {
   const bool is_shared = source.kind == Region::Kind::kShared;
-  MemoryBudget& budget = *this->budget(source.tier);
+  MemoryBudget& budget = *this->budget(source.tier, source.device);
+  const bool on_device = source.tier == Tier::kGpu;
+  if (on_device) {
+    MutexLock lock(mu_);
+    if (devices_[source.device].memory->lost() ||
+        std::chrono::steady_clock::now() < shared(source.tier, source.device).not_before) {
+      return Fail(ErrorCode::kOutOfMemory, "the device gives no memory");
+    }
+  }
   // The usual sizes are of DRAM; where there is less of the other tier, regions are smaller.
   const auto usual_bytes = [&](uint64_t bytes) {
     if (source.tier == Tier::kDram) return bytes;
@@ -153,18 +178,34 @@ Status ExtentPool::AddRegion(const Source& source, uint64_t least_bytes) {
                                                std::to_string(bytes) + " bytes");
     }
   }
-  auto region =
-      Region::Create(next_region_id.fetch_add(1, std::memory_order_relaxed), source.kind, bytes,
-                     source.tier == Tier::kCxl ? options_.cxl_region : options_.region);
+  const uint32_t new_id = next_region_id.fetch_add(1, std::memory_order_relaxed);
+  auto region = on_device
+                    ? Region::CreateOnDevice(new_id, *devices_[source.device].memory, source.device,
+                                             bytes)
+                    : Region::Create(new_id, source.kind, bytes,
+                                     source.tier == Tier::kCxl ? options_.cxl_region : options_.region);
   if (!region) {
     budget.ReleaseRegion(bytes);
+    if (on_device) {
+      MutexLock lock(mu_);
+      shared(source.tier, source.device).not_before =
+          std::chrono::steady_clock::now() + kGrowthPause;
+    }
     return tl::unexpected<Error>(std::move(region.error()));
   }
   const uint32_t id = (*region)->id();
   auto added =
       std::make_unique<PoolRegion>(std::shared_ptr<Region>(std::move(*region)), source.session);
+  if (on_device) {
+    // All of it is there, and no other device reaches it.
+    budget.AdjustRegion(static_cast<int64_t>(added->region->bytes() - bytes));
+    added->populating = false;
+    added->populated = added->region->bytes();
+    added->export_tried = true;
+  }
   MutexLock lock(mu_);
-  (is_shared ? shared(source.tier).regions : arenas_[source.session]).push_back(added.get());
+  (is_shared ? shared(source.tier, source.device).regions : arenas_[source.session])
+      .push_back(added.get());
   regions_.emplace(id, std::move(added));
   return {};
 }
@@ -204,8 +245,12 @@ ValueRef ExtentPool::Alias(const BulkValue& value) {
   return ValueRef::Adopt(alias);
 }
 
-void ExtentPool::Recycle(const Extent& extent) {
+void ExtentPool::Recycle(const Extent& extent, bool late_writes) {
   MutexLock lock(mu_);
+  if (late_writes) {
+    late_.push_back({extent, std::chrono::steady_clock::now() + kLateWrites});
+    return;
+  }
   FreeExtent(extent);
 }
 
@@ -228,7 +273,7 @@ void ExtentPool::FreeExtent(const Extent& extent) {
   --region.extents;
   if (region.draining) region.progress = std::chrono::steady_clock::now();
   generations_->GiveBack(extent.slot);
-  budget(extent.region->tier())
+  budget(*extent.region)
       ->AddExtent(-static_cast<int64_t>(ExtentAllocator::RoundUp(extent.length)));
 }
 
@@ -251,6 +296,7 @@ std::vector<RegionInfo> ExtentPool::Regions() const {
     info.draining = region->draining;
     info.exported = region->exported;
     info.huge_pages = region->region->huge_pages();
+    if (region->region->device() != nullptr) info.device = region->region->device()->name();
     info.bytes = region->region->bytes();
     info.populated_bytes = region->populated;
     info.extent_bytes = info.bytes - region->allocator.free_bytes();
@@ -293,7 +339,8 @@ Status ExtentPool::ArenaMapped(SessionId session, uint32_t id) {
 bool ExtentPool::ArenaSealed(uint32_t id) const {
   MutexLock lock(mu_);
   const auto found = regions_.find(id);
-  return found != regions_.end() && found->second->sealed;
+  return found != regions_.end() &&
+         (found->second->sealed || found->second->region->device() != nullptr);
 }
 
 void ExtentPool::SessionEnded(SessionId session) {
@@ -309,7 +356,7 @@ void ExtentPool::DrainRegion(PoolRegion& region) {
   region.progress = std::chrono::steady_clock::now();
   region.populating = false;
   if (region.region->kind() == Region::Kind::kShared) {
-    std::erase(shared(region.region->tier()).regions, &region);
+    std::erase(shared(*region.region).regions, &region);
   } else {
     std::erase(arenas_[region.session], &region);
   }
@@ -416,6 +463,33 @@ std::vector<ValueRef> ExtentPool::NearlyDrained(size_t most) {
     if (first != nullptr && first->extent_.region == fewest->region.get()) {
       AddAliases(first, &values);
     }
+  }
+  return values;
+}
+
+void ExtentPool::GiveUpDevice(size_t device) {
+  MutexLock lock(mu_);
+  for (const auto& [id, region] : regions_) {
+    if (region->region->device() != nullptr && region->region->device_number() == device &&
+        !region->draining) {
+      DrainRegion(*region);
+    }
+  }
+}
+
+std::vector<ValueRef> ExtentPool::OnDevice(size_t device, size_t most) {
+  std::vector<ValueRef> values;
+  MutexLock lock(mu_);
+  const auto there = [device](const Region& region) {
+    return region.device() != nullptr && region.device_number() == device;
+  };
+  if (std::none_of(regions_.begin(), regions_.end(),
+                   [&](const auto& entry) { return there(*entry.second->region); })) {
+    return values;
+  }
+  for (BulkValue* const first : by_slot_) {
+    if (values.size() >= most) break;
+    if (first != nullptr && there(*first->extent_.region)) AddAliases(first, &values);
   }
   return values;
 }

@@ -1,4 +1,5 @@
-// The regions of one tenant, in DRAM and perhaps in CXL memory, and the extents in them.
+// The regions of one tenant, in DRAM and perhaps in CXL memory and on devices, and the extents in
+// them.
 //
 // Life of an extent:
 //   1. Reserve() / ReserveInArena() takes it off a region's free list, with a generation slot.
@@ -11,16 +12,23 @@
 // what lives in it) -> empty -> gone.  An arena is given up only when F_SEAL_WRITE proves that no
 // client can write to it any more; until then it counts against the budget.
 //
+// On a device every client of the tenant may write to any region: there are no arenas.  What a client
+// reserved there and did not commit is free again only after a while, as a copy of its may be on the
+// way yet.
+//
 // Threads: any; mu_ is a leaf lock, adding_ is taken before it.  The budget must outlive the
 // pool; the pool must outlive every handle.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "protocol/mutex.h"
@@ -46,6 +54,12 @@ struct PoolOptions {
   RegionOptions cxl_region;  // of regions in CXL memory, where there is any
 };
 
+// A device whose memory the pool uses, and how much of it.
+struct PoolDevice {
+  DeviceMemory* memory = nullptr;
+  MemoryBudget* budget = nullptr;
+};
+
 struct RegionInfo {
   uint32_t id = 0;
   Region::Kind kind = Region::Kind::kShared;
@@ -54,6 +68,7 @@ struct RegionInfo {
   bool draining = false;
   bool exported = false;
   bool huge_pages = false;
+  std::string device;  // its name, of a region that is on one
   uint64_t bytes = 0;
   uint64_t populated_bytes = 0;
   uint64_t extent_bytes = 0;
@@ -67,14 +82,17 @@ class ExtentPool {
   // `cxl_budget`: of CXL memory; null: there is none, and nothing is ever reserved there.
   static Result<std::unique_ptr<ExtentPool>> Create(const PoolOptions& options,
                                                     MemoryBudget* budget,
-                                                    MemoryBudget* cxl_budget = nullptr);
+                                                    MemoryBudget* cxl_budget = nullptr,
+                                                    std::vector<PoolDevice> devices = {});
   ~ExtentPool();
 
   // --- writing -----------------------------------------------------------------------------
   // An extent the server itself writes.  `length` > 0.  kOutOfMemory when none is free.
   Result<WriteHandle> Reserve(uint64_t length, Tier tier = Tier::kDram);
-  // An extent the session's client writes.
+  // An extent the session's client writes.  REQUIRES: the tier is of host memory.
   Result<WriteHandle> ReserveInArena(SessionId session, uint64_t length, Tier tier = Tier::kDram);
+  // On a device.  `by_client`: a client writes it, else the server copies to it.
+  Result<WriteHandle> ReserveOnDevice(size_t device, uint64_t length, bool by_client);
   // False when no region in DRAM, now or after making one, could hold so long a value at all.
   bool CouldHold(uint64_t length) const;
   // Faults in the memory of a reservation, where that was not done ahead: a device that writes to
@@ -94,7 +112,7 @@ class ExtentPool {
   bool MayMapWritable(SessionId session, uint32_t region) const;
   // The session's client says that it has mapped its arena: seal it for everybody else.
   Status ArenaMapped(SessionId session, uint32_t region);
-  // False until ArenaMapped(): nothing may be committed before.
+  // False until ArenaMapped(): nothing may be committed before.  On a device there is nothing to seal.
   bool ArenaSealed(uint32_t region) const;
   // The session is over; its arenas drain.  Its reservations must be gone.
   void SessionEnded(SessionId session);
@@ -139,6 +157,12 @@ class ExtentPool {
   // any more; tells clients of all that are empty.  Any thread.  True when a region's memory came back.
   bool GiveUpEmpty() EXCLUDES(mu_);
 
+  // --- a device that is lost -----------------------------------------------------------------
+  // Nothing is reserved there any more, and its regions go when they are empty.
+  void GiveUpDevice(size_t device) EXCLUDES(mu_);
+  // Values there, at most `most`.  Looks at every slot under the lock.
+  std::vector<ValueRef> OnDevice(size_t device, size_t most) EXCLUDES(mu_);
+
  private:
   friend class WriteHandle;
   friend class ValueRef;
@@ -160,23 +184,43 @@ class ExtentPool {
     std::chrono::steady_clock::time_point progress;  // of its draining
   };
 
-  // What extents come from: regions of one kind, one writer and one tier.
+  // What extents come from: regions of one kind, one writer, one tier and one device.
   struct Source {
     Region::Kind kind;
     SessionId session;
     Tier tier;
+    size_t device = 0;
   };
-  // Of one tier.
+  // Of one tier, or of one device.
   struct Shared {
     std::vector<PoolRegion*> regions;  // oldest first
     bool grow_ahead = true;            // make a region before it is needed
+    // A device had no memory: not asked again before.
+    std::chrono::steady_clock::time_point not_before;
+  };
+  // What a client may yet write to.
+  struct LateExtent {
+    Extent extent;
+    std::chrono::steady_clock::time_point free_at;
   };
 
-  ExtentPool(const PoolOptions& options, MemoryBudget* budget, MemoryBudget* cxl_budget)
-      : options_(options), budgets_{budget, cxl_budget} {}
+  ExtentPool(const PoolOptions& options, MemoryBudget* budget, MemoryBudget* cxl_budget,
+             std::vector<PoolDevice> devices)
+      : options_(options), budgets_{budget, cxl_budget}, devices_(std::move(devices)) {}
 
-  MemoryBudget* budget(Tier tier) const { return budgets_[static_cast<size_t>(tier)]; }
-  Shared& shared(Tier tier) REQUIRES(mu_) { return shared_[static_cast<size_t>(tier)]; }
+  MemoryBudget* budget(Tier tier, size_t device = 0) const {
+    if (tier != Tier::kGpu) return budgets_[static_cast<size_t>(tier)];
+    return device < devices_.size() ? devices_[device].budget : nullptr;
+  }
+  MemoryBudget* budget(const Region& region) const {
+    return budget(region.tier(), region.device_number());
+  }
+  Shared& shared(Tier tier, size_t device = 0) REQUIRES(mu_) {
+    return tier == Tier::kGpu ? shared_on_[device] : shared_[static_cast<size_t>(tier)];
+  }
+  Shared& shared(const Region& region) REQUIRES(mu_) {
+    return shared(region.tier(), region.device_number());
+  }
   Result<WriteHandle> ReserveIn(const Source& source, uint64_t length);
   std::optional<Extent> TakeExtent(const Source& source, uint64_t length) REQUIRES(mu_);
   Status AddRegion(const Source& source, uint64_t least_bytes) REQUIRES(adding_) EXCLUDES(mu_);
@@ -188,15 +232,18 @@ class ExtentPool {
   bool PopulateSlice(uint64_t bytes) EXCLUDES(mu_);
   bool ExportOne() EXCLUDES(mu_);
   bool WithdrawOne() EXCLUDES(mu_);
+  void GrowAhead(Tier tier, size_t device = 0) EXCLUDES(mu_);
+  void FreeLate() EXCLUDES(mu_);
   void FreeExtent(const Extent& extent) REQUIRES(mu_);
 
   // For the handles.
   ValueRef Publish(const Extent& extent, std::optional<uint32_t> crc) EXCLUDES(mu_);
-  void Recycle(const Extent& extent) EXCLUDES(mu_);
+  void Recycle(const Extent& extent, bool late_writes) EXCLUDES(mu_);
   void Destroy(BulkValue* value) EXCLUDES(mu_);
 
   const PoolOptions options_;
-  MemoryBudget* const budgets_[protocol::kTiers];  // null: there is no such tier
+  MemoryBudget* const budgets_[protocol::kTiers];  // null: there is no such tier; kGpu: see devices_
+  const std::vector<PoolDevice> devices_;
   std::function<void(uint32_t)> on_gone_;
   Exporter* exporter_ = nullptr;
   std::unique_ptr<GenerationTable> generations_;  // its free list under mu_
@@ -207,6 +254,8 @@ class ExtentPool {
   std::unordered_map<uint32_t, std::unique_ptr<PoolRegion>> regions_ GUARDED_BY(mu_);
   // Regions new extents may come from: shared ones by tier, and arenas by session.
   Shared shared_[protocol::kTiers] GUARDED_BY(mu_);
+  Shared shared_on_[kMaxDevices] GUARDED_BY(mu_);
+  std::deque<LateExtent> late_ GUARDED_BY(mu_);  // the first is free first
   std::unordered_map<SessionId, std::vector<PoolRegion*>> arenas_ GUARDED_BY(mu_);
   // By generation slot, the values that show that extent, linked through next_alias_.
   std::vector<BulkValue*> by_slot_ GUARDED_BY(mu_);

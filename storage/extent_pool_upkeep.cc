@@ -10,21 +10,35 @@ namespace moonpool::storage {
 
 bool ExtentPool::Maintain(uint64_t populate_bytes) {
   for (const Tier tier : {Tier::kDram, Tier::kCxl}) {
-    if (budget(tier) == nullptr) continue;
-    bool grow;
-    {
-      MutexLock lock(mu_);
-      grow = std::exchange(shared(tier).grow_ahead, false);
-    }
-    if (!grow) continue;
-    // Ahead of need only; when the budget has no room, reservations will find out themselves.
-    [[maybe_unused]] const Status added = AddRegion({Region::Kind::kShared, kNoSession, tier}, 1);
+    if (budget(tier) != nullptr) GrowAhead(tier);
   }
+  for (size_t device = 0; device < devices_.size(); ++device) GrowAhead(Tier::kGpu, device);
+  FreeLate();
   const bool populated = PopulateSlice(populate_bytes);
   const bool exported = ExportOne();
   bool gave_up = GiveUpEmpty();
   if (WithdrawOne()) gave_up |= GiveUpEmpty();
   return populated || exported || gave_up;
+}
+
+void ExtentPool::GrowAhead(Tier tier, size_t device) {
+  {
+    MutexLock lock(mu_);
+    if (!std::exchange(shared(tier, device).grow_ahead, false)) return;
+  }
+  MutexLock adding(adding_);
+  // Ahead of need only; when the budget has no room, reservations will find out themselves.
+  [[maybe_unused]] const Status added =
+      AddRegion({Region::Kind::kShared, kNoSession, tier, device}, 1);
+}
+
+void ExtentPool::FreeLate() {
+  MutexLock lock(mu_);
+  const auto now = std::chrono::steady_clock::now();
+  while (!late_.empty() && late_.front().free_at <= now) {
+    FreeExtent(late_.front().extent);
+    late_.pop_front();
+  }
 }
 
 bool ExtentPool::PopulateSlice(uint64_t bytes) {
@@ -113,7 +127,7 @@ bool ExtentPool::GiveUpEmpty() {
     if (region->kind() == Region::Kind::kArena && !region->ProveNoWriters()) continue;
     MutexLock lock(mu_);
     if (regions_.erase(region->id()) == 0) continue;  // another thread was faster
-    budget(region->tier())->ReleaseRegion(region->bytes());
+    budget(*region)->ReleaseRegion(region->bytes());
     any = true;
   }
   return any;

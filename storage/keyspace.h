@@ -175,8 +175,8 @@ class Keyspace {
   // The same for entries with their value on the SSD, which take little memory and lose much.
   size_t EvictOnSsdForHeap(int64_t now_ms) { return EvictSampled(now_ms, true, true, nullptr); }
   // Where the value of an entry is to be afterwards that is evicted: nowhere, unless it is on the
-  // SSD as well; on the SSD; in CXL memory.
-  enum class Next { kDropped, kSsd, kCxl };
+  // SSD as well; on the SSD; in another tier of memory.
+  enum class Next { kDropped, kSsd, kMemory };
   // Evicts the entry that refers to `value`, if nothing has to be moved for it.
   enum class Eviction {
     kFreed,
@@ -187,6 +187,9 @@ class Keyspace {
   // Lets the entry that refers to `value` refer to `moved` (the same bytes elsewhere).  In another
   // tier it begins anew in the policy.
   bool MoveBulk(const BulkValue& value, ValueRef moved);
+  // The bytes of `value` are gone, with the device that had them: its entry goes, or goes on with the
+  // SSD.  False: there was none.
+  bool DropLost(const BulkValue& value);
 
   // --- the SSD tier (keyspace_ssd.cc) ----------------------------------------------------------
   // From now on changes of what is on the SSD are told to `log`, which must outlive the keyspace's

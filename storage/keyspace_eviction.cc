@@ -134,7 +134,7 @@ Keyspace::Eviction Keyspace::EvictBulk(const BulkValue& value, int64_t now_ms,
   Entry* entry = slot.entry();
   const bool dead = entry->expired(now_ms) || (any_void_.load(std::memory_order_relaxed) &&
                                                Voided(stripe, entry->key(), hash));
-  if (next == Next::kCxl && !dead) return Eviction::kMoves;
+  if (next == Next::kMemory && !dead) return Eviction::kMoves;
   if (log_ != nullptr && !dead) {
     if (const SsdPlace place = value.place()) {
       KeepOnSsd(stripe, slot, place);
@@ -166,6 +166,21 @@ bool Keyspace::MoveBulk(const BulkValue& value, ValueRef moved) {
   entry->set_bulk(moved.Release());
   LinkBulk(*entry);  // one on its way to the SSD was not; this copy is not on its way
   return true;
+}
+
+bool Keyspace::DropLost(const BulkValue& value) {
+  const uint64_t hash = value.owner_hash();
+  Stripe& stripe = StripeOf(hash);
+  SpinLock lock(stripe.mu);
+  if (const Table::Slot slot = FindOwner(stripe, value)) {
+    if (const SsdPlace place = value.place(); place && log_ != nullptr) {
+      KeepOnSsd(stripe, slot, place);
+    } else {
+      Remove(stripe, hash, slot, false);
+    }
+    return true;
+  }
+  return false;
 }
 
 }  // namespace moonpool::storage

@@ -37,6 +37,8 @@ class MemoryBudget {
   void ReleaseRegion(uint64_t bytes) {
     region_.fetch_sub(static_cast<int64_t>(bytes), std::memory_order_relaxed);
   }
+  // A region became larger (or smaller) than what was taken for it.
+  void AdjustRegion(int64_t bytes) { region_.fetch_add(bytes, std::memory_order_relaxed); }
   // False when a region of that size would not leave `spare_bytes` of the limit free.
   bool TakeRegion(uint64_t bytes, uint64_t spare_bytes = 0) {
     int64_t current = region_.load(std::memory_order_relaxed);

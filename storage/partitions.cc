@@ -135,10 +135,13 @@ uint64_t Partitions::NotBelowZero(const std::atomic<int64_t>& value) {
 Partitions::Counts Partitions::counts(uint8_t index) const {
   const Slot& slot = slots_[index];
   Counts counts;
-  counts.dram_bytes = NotBelowZero(slot.dram_bytes);
-  counts.dram_keys = NotBelowZero(slot.dram_keys);
-  counts.cxl_bytes = NotBelowZero(slot.cxl_bytes);
-  counts.cxl_keys = NotBelowZero(slot.cxl_keys);
+  using protocol::Tier;
+  counts.dram_bytes = NotBelowZero(In(slot, Tier::kDram).bytes);
+  counts.dram_keys = NotBelowZero(In(slot, Tier::kDram).keys);
+  counts.cxl_bytes = NotBelowZero(In(slot, Tier::kCxl).bytes);
+  counts.cxl_keys = NotBelowZero(In(slot, Tier::kCxl).keys);
+  counts.gpu_bytes = NotBelowZero(In(slot, Tier::kGpu).bytes);
+  counts.gpu_keys = NotBelowZero(In(slot, Tier::kGpu).keys);
   counts.ssd_bytes = NotBelowZero(slot.ssd_bytes);
   counts.ssd_keys = NotBelowZero(slot.ssd_keys);
   for (const ReadShard& shard : reads_) {
@@ -151,9 +154,9 @@ Partitions::Counts Partitions::counts(uint8_t index) const {
   return counts;
 }
 
-uint64_t Partitions::cxl_keys() const {
+uint64_t Partitions::keys_in(protocol::Tier tier) const {
   uint64_t keys = 0;
-  for (const Slot& slot : slots_) keys += NotBelowZero(slot.cxl_keys);
+  for (const Slot& slot : slots_) keys += NotBelowZero(In(slot, tier).keys);
   return keys;
 }
 
@@ -214,9 +217,7 @@ size_t Partitions::VictimOrder(Order* order, protocol::Tier tier) const {
     return 1;
   }
   const auto bytes = [tier](const Slot& slot) {
-    return static_cast<double>(tier == protocol::Tier::kDram
-                                   ? Read(slot.dram_bytes) - Read(slot.dram_leaving)
-                                   : Read(slot.cxl_bytes) - Read(slot.cxl_leaving));
+    return static_cast<double>(Read(In(slot, tier).bytes) - Read(In(slot, tier).leaving));
   };
   Pressures pressures;
   FillPressures(&Slot::dram_share, bytes, &pressures);

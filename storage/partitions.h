@@ -87,6 +87,8 @@ class Partitions {
     uint64_t dram_keys = 0;
     uint64_t cxl_bytes = 0;  // the same in CXL memory
     uint64_t cxl_keys = 0;
+    uint64_t gpu_bytes = 0;  // and on devices
+    uint64_t gpu_keys = 0;
     uint64_t ssd_bytes =
         0;  // lengths of values on the SSD, those that are in memory too among them
     uint64_t ssd_keys = 0;
@@ -97,13 +99,12 @@ class Partitions {
     uint64_t drops = 0;      // large values lost altogether to make room
   };
   Counts counts(uint8_t slot) const;
-  uint64_t cxl_keys() const;  // of all
+  uint64_t keys_in(protocol::Tier tier) const;  // large values, of all
   void ResetStats();
 
   void AddMemory(protocol::Tier tier, uint8_t slot, int64_t bytes, int64_t keys) {
-    const bool dram = tier == protocol::Tier::kDram;
-    Add(dram ? slots_[slot].dram_bytes : slots_[slot].cxl_bytes, bytes);
-    Add(dram ? slots_[slot].dram_keys : slots_[slot].cxl_keys, keys);
+    Add(In(slots_[slot], tier).bytes, bytes);
+    Add(In(slots_[slot], tier).keys, keys);
   }
   void AddSsd(uint8_t slot, int64_t bytes, int64_t keys) {
     Add(slots_[slot].ssd_bytes, bytes);
@@ -111,11 +112,9 @@ class Partitions {
   }
   // FLUSHALL: nothing is on the SSD.  With all stripes locked.
   void ClearSsd();
-  // Bytes of `dram_bytes` (or `cxl_bytes`) that are on their way to a lower tier, and will be free
-  // without another victim.
+  // Bytes in that tier that are on their way to a lower one, and will be free without another victim.
   void AddLeaving(protocol::Tier tier, uint8_t slot, int64_t bytes) {
-    const bool dram = tier == protocol::Tier::kDram;
-    Add(dram ? slots_[slot].dram_leaving : slots_[slot].cxl_leaving, bytes);
+    Add(In(slots_[slot], tier).leaving, bytes);
   }
   void CountRead(uint8_t slot, bool hit);
   void CountEviction(uint8_t slot) { Add(slots_[slot].evictions, 1); }
@@ -124,7 +123,7 @@ class Partitions {
 
   // --- who gives
   // Slots in the order in which they are to be asked for a victim in that tier: furthest above its
-  // share (bytes by share) first.  What is a partition's share of DRAM is its share of CXL memory.
+  // share (bytes by share) first.  What is a partition's share of DRAM is its share of the others.
   // Those without a share of their own count with the default partition, which has what is left of
   // 1; among themselves they come in a random order, one with twice the bytes twice as often first.
   // Nothing is left: what the default partition has goes first.
@@ -145,9 +144,11 @@ class Partitions {
   struct alignas(64) ReadShard {
     std::array<Reads, kSlots> slots;
   };
+  struct InTier {
+    std::atomic<int64_t> bytes{0}, keys{0}, leaving{0};
+  };
   struct alignas(64) Slot {
-    std::atomic<int64_t> dram_bytes{0}, dram_keys{0}, dram_leaving{0};
-    std::atomic<int64_t> cxl_bytes{0}, cxl_keys{0}, cxl_leaving{0};
+    std::array<InTier, protocol::kTiers> memory;
     std::atomic<int64_t> ssd_bytes{0}, ssd_keys{0};
     std::atomic<uint64_t> evictions{0}, demotions{0}, drops{0};
     std::atomic<double> dram_share{0}, ssd_share{0};  // kNoShare: nothing; 0: none of its own
@@ -170,6 +171,12 @@ class Partitions {
   template <typename T>
   static void Add(std::atomic<T>& value, std::type_identity_t<T> by) {
     value.fetch_add(by, std::memory_order_relaxed);
+  }
+  static InTier& In(Slot& slot, protocol::Tier tier) {
+    return slot.memory[static_cast<size_t>(tier)];
+  }
+  static const InTier& In(const Slot& slot, protocol::Tier tier) {
+    return slot.memory[static_cast<size_t>(tier)];
   }
   static uint64_t NotBelowZero(const std::atomic<int64_t>& value);
   void ConfigureSlot(uint8_t slot, const PartitionOptions& options, MaxmemoryPolicy policy);

@@ -90,6 +90,18 @@ Result<std::unique_ptr<Region>> Region::Create(uint32_t id, Kind kind, size_t by
   return region;
 }
 
+Result<std::unique_ptr<Region>> Region::CreateOnDevice(uint32_t id, DeviceMemory& device,
+                                                       size_t number, size_t bytes) {
+  auto range = device.Allocate(bytes);
+  if (!range) return tl::unexpected<Error>(std::move(range.error()));
+  std::unique_ptr<Region> region(
+      new Region(id, Kind::kShared, protocol::Tier::kGpu, (*range)->bytes()));
+  region->device_ = &device;
+  region->device_number_ = number;
+  region->range_ = std::move(*range);
+  return region;
+}
+
 Status Region::Open(const RegionOptions& options) {
   using HugePages = RegionOptions::HugePages;
   hugetlb_ = options.huge_pages == HugePages::kYes ||
@@ -133,6 +145,7 @@ Region::~Region() {
 }
 
 bool Region::Populate(size_t offset, size_t length) const {
+  if (device_ != nullptr) return true;
   const size_t end = std::min(offset + length, bytes_);
   for (offset &= ~(kHugePageBytes - 1); offset < end; offset += kHugePageBytes) {
     char* const piece = data_ + offset;

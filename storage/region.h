@@ -1,4 +1,5 @@
-// One contiguous range of host memory that the server owns and can export: a sealed memfd.
+// One contiguous range of memory that the server owns and can export: a sealed memfd, or a range of a
+// device's memory.
 //
 // kShared: the server maps it read-write, *then* seals it against every further writable mapping
 // (SHRINK|GROW|FUTURE_WRITE|SEAL), so a client that gets the file can only ever read.
@@ -6,6 +7,7 @@
 // SealArena() closes that door for everybody else.  Only F_SEAL_WRITE succeeding proves that no
 // writable mapping is left anywhere (an end of file on a socket does not: mappings outlive it
 // through fork, passed descriptors, or plain closing).
+// On a device: every client of the tenant that maps it may write; the processor never touches it.
 //
 // Threads: const functions from any.  Owns the file and the mapping; readers and extents must be
 // gone before it is destroyed (ExtentPool sees to that).
@@ -18,6 +20,7 @@
 #include "protocol/descriptor.h"
 #include "protocol/status.h"
 #include "protocol/unique_fd.h"
+#include "storage/device_memory.h"
 
 namespace moonpool::storage {
 
@@ -41,6 +44,9 @@ class Region {
   // `bytes` is rounded up to kHugePageBytes.
   static Result<std::unique_ptr<Region>> Create(uint32_t id, Kind kind, size_t bytes,
                                                 const RegionOptions& options);
+  // In the memory of a device, which is number `number` of the tenant's.  As large as it gives.
+  static Result<std::unique_ptr<Region>> CreateOnDevice(uint32_t id, DeviceMemory& device,
+                                                        size_t number, size_t bytes);
   ~Region();
   Region(const Region&) = delete;
   Region& operator=(const Region&) = delete;
@@ -50,8 +56,14 @@ class Region {
   protocol::Tier tier() const { return tier_; }
   size_t bytes() const { return bytes_; }
   bool huge_pages() const { return hugetlb_; }
-  // A shared region's bytes may be written by the server; an arena's only read.
+  // A shared region's bytes may be written by the server; an arena's only read.  Null on a device.
   char* data() const { return data_; }
+  // Null: it is in host memory.
+  DeviceMemory* device() const { return device_; }
+  size_t device_number() const { return device_number_; }
+  const DeviceMemory::Range* range() const { return range_.get(); }
+  // Where it is, for copies: on the device, if it is there.
+  char* address() const { return range_ != nullptr ? range_->data() : data_; }
   // Open for writing: only for the session that writes an arena, to map it.
   int fd() const { return fd_.get(); }
   // Open for reading: what everybody else maps.  (Mappings made through a writable descriptor
@@ -80,6 +92,9 @@ class Region {
   UniqueFd fd_;
   UniqueFd read_fd_;
   char* data_ = nullptr;
+  DeviceMemory* device_ = nullptr;
+  size_t device_number_ = 0;
+  std::unique_ptr<DeviceMemory::Range> range_;
 };
 
 // Maps `bytes` of `fd` at an address aligned for huge pages; null and errno on failure.

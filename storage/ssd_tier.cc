@@ -187,11 +187,22 @@ void SsdTier::WriteOne(Down& down) {
   const SsdPlace place =
       SsdPlace::At(store_->NextId(), value.length(), options_.store.chunk_bytes);
   const auto compression = keyspace_.partitions().compression(value.partition());
+  std::unique_ptr<char[]> copy;
+  Status copied;
+  if (DeviceMemory* const device = value.device()) {
+    copy.reset(new char[value.length()]);
+    copied = device->Copy(copy.get(), value.extent().address(), value.length());
+  }
   const Status written =
-      store_->WritePayload(place.id, {value.data(), value.length()},
-                           compression.value_or(options_.store.compression));
+      !copied ? copied
+              : store_->WritePayload(
+                    place.id, {copy != nullptr ? copy.get() : value.data(), value.length()},
+                    compression.value_or(options_.store.compression));
   bool freed = false;
-  if (!written) {
+  if (!copied) {
+    // Not the disk's fault.  A device that is lost costs its keys elsewhere.
+    if (!down.keep) keyspace_.AbandonDemotion(value);
+  } else if (!written) {
     counters_.write_errors.fetch_add(1, std::memory_order_relaxed);
     Failed(written.error());
     if (!down.keep) keyspace_.AbandonDemotion(value);

@@ -109,7 +109,8 @@ class SsdTier {
     return queued_bytes_[static_cast<size_t>(tier)].load(std::memory_order_relaxed);
   }
   uint64_t queued_bytes() const {
-    return queued_bytes(protocol::Tier::kDram) + queued_bytes(protocol::Tier::kCxl);
+    return queued_bytes(protocol::Tier::kDram) + queued_bytes(protocol::Tier::kCxl) +
+           queued_bytes(protocol::Tier::kGpu);
   }
 
   enum class LoadError { kNone, kGone, kNoMemory, kDisk };

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 #include <future>
+#include <utility>
 
 #include "storage/clock.h"
 
@@ -32,6 +33,10 @@ constexpr uint64_t kEvictionFloor = 64ull << 20;
 constexpr uint64_t kFinishFactor = 4;
 constexpr size_t kMostFinished = 4096;
 constexpr int64_t kFinishPauseMs = 100;
+// How often it is looked for values on a device that is lost.
+constexpr int64_t kLostPauseMs = 100;
+// How often it is looked whether a device answers that nobody uses.
+constexpr int64_t kProbeMs = 1000;
 
 // A slice of eviction between two watermarks: from above the high one until the low one.  True when
 // there is more.
@@ -58,6 +63,9 @@ Tenant::Tenant(const TenantOptions& options)
       evict_ratio_(options.evict_ratio),
       bulk_policy_(options.policy) {
   bulk_policy_.set_cold_share(options.cold_share);
+  for (size_t i = 0; i < options.gpu.devices.size(); ++i) {
+    gpu_budgets_.push_back(std::make_unique<MemoryBudget>(options.gpu.memory_bytes));
+  }
 }
 
 Result<std::unique_ptr<Tenant>> Tenant::Create(const TenantOptions& options) {
@@ -85,14 +93,37 @@ Result<std::unique_ptr<Tenant>> Tenant::Create(const TenantOptions& options) {
   const auto pages = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
                      static_cast<uint64_t>(sysconf(_SC_PAGESIZE)) / ExtentAllocator::kAlignment;
   pool.generation_slots = static_cast<uint32_t>(std::min<uint64_t>(pages, UINT32_MAX));
-  auto created = ExtentPool::Create(pool, &tenant->budget_, cxl ? &tenant->cxl_budget_ : nullptr);
+  std::vector<PoolDevice> devices;
+  for (size_t i = 0; i < options.gpu.devices.size(); ++i) {
+    devices.push_back({options.gpu.devices[i], tenant->gpu_budgets_[i].get()});
+  }
+  auto created = ExtentPool::Create(pool, &tenant->budget_, cxl ? &tenant->cxl_budget_ : nullptr,
+                                    std::move(devices));
   if (!created) return tl::unexpected<Error>(std::move(created.error()));
   tenant->pool_ = std::move(*created);
   tenant->keyspace_ =
       std::make_unique<Keyspace>(&tenant->budget_, &tenant->bulk_policy_, options.policy);
   tenant->keyspace_->SetPartitions(options.partitions);
   if (cxl) tenant->OpenCxl(options.cxl);
+  if (!options.gpu.devices.empty()) tenant->OpenGpu(options.gpu);
   return tenant;
+}
+
+void Tenant::OpenGpu(const GpuTierOptions& options) {
+  GpuTier::Hooks hooks;
+  hooks.reserve = [this](uint64_t length, DeviceSet on) {
+    return ReserveInGpu(length, on, false, UnixMs());
+  };
+  hooks.reserve_dram = [this](uint64_t length, int64_t wait_ms, bool evicts) {
+    auto handle = ReserveAndWait(length, MemoryWaitMs(wait_ms, length), evicts);
+    if (handle) pool_->FaultIn(*handle);
+    return handle;
+  };
+  hooks.refused = [this](const ValueRef& value) {
+    const Outcome outcome = EvictFromMemory(value, UnixMs(), false);
+    if (outcome == Outcome::kKept || outcome == Outcome::kWait) keyspace_->AbandonDemotion(*value);
+  };
+  gpu_ = std::make_unique<GpuTier>(options, *keyspace_, bulk_policy_, std::move(hooks));
 }
 
 void Tenant::OpenCxl(const CxlTierOptions& options) {
@@ -144,10 +175,11 @@ void Tenant::ReadAhead(uint64_t hash, uint8_t partition) {
   }
 }
 
-Result<WriteHandle> Tenant::ReserveAndWait(uint64_t length, int64_t wait_ms) {
+Result<WriteHandle> Tenant::ReserveAndWait(uint64_t length, int64_t wait_ms, bool evicts) {
   const int64_t until_ms = UnixMs() + wait_ms;
   for (bool again = false;; again = true) {
-    auto handle = ReserveWith(kNoSession, length, UnixMs(), Taker::kLoad);
+    auto handle =
+        ReserveWith(kNoSession, length, UnixMs(), evicts ? Taker::kWrite : Taker::kLoad);
     const int64_t now_ms = UnixMs();
     if (handle || now_ms >= until_ms || handle.error().code != ErrorCode::kBusy) return handle;
     const auto woken = std::make_shared<std::promise<void>>();
@@ -156,16 +188,47 @@ Result<WriteHandle> Tenant::ReserveAndWait(uint64_t length, int64_t wait_ms) {
   }
 }
 
-Result<WriteHandle> Tenant::Reserve(uint64_t length, int64_t now_ms, Tier tier) {
-  return ReserveInArena(kNoSession, length, now_ms, tier);
+Result<WriteHandle> Tenant::Reserve(uint64_t length, int64_t now_ms,
+                                    const Preference& preference) {
+  return ReserveInArena(kNoSession, length, now_ms, preference);
 }
 
 Result<WriteHandle> Tenant::ReserveInArena(SessionId session, uint64_t length, int64_t now_ms,
-                                           Tier tier) {
-  if (tier == Tier::kCxl && cxl_ != nullptr && cxl_->Holds(length)) {
+                                           const Preference& preference) {
+  if (preference.tier == Tier::kCxl && cxl_ != nullptr && cxl_->Holds(length)) {
     if (auto handle = ReserveInCxl(session, length, now_ms)) return handle;
   }
+  if (preference.tier == Tier::kGpu && gpu_ != nullptr && session != kNoSession &&
+      gpu_->Holds(length)) {
+    if (auto handle = ReserveInGpu(length, preference.devices, true, now_ms)) return handle;
+  }
   return ReserveWith(session, length, now_ms);
+}
+
+Result<WriteHandle> Tenant::ReserveInGpu(uint64_t length, DeviceSet devices, bool by_client,
+                                         int64_t now_ms) {
+  const std::vector<DeviceMemory*>& all = gpu_->devices();
+  std::optional<size_t> emptiest;
+  uint64_t most_free = 0;
+  for (size_t i = 0; i < all.size(); ++i) {
+    if ((devices >> i & 1) == 0 || all[i]->lost()) continue;
+    const MemoryBudget& budget = *gpu_budgets_[i];
+    const uint64_t used = std::min(budget.used_bytes(), budget.limit());
+    const uint64_t free = budget.limit() - used + gpu_->leaving_bytes(i);
+    if (emptiest && free <= most_free) continue;
+    emptiest = i;
+    most_free = free;
+  }
+  if (!emptiest) return Fail(ErrorCode::kUnavailable, "there is no such device");
+  Result<WriteHandle> handle = pool_->ReserveOnDevice(*emptiest, length, by_client);
+  if (handle) return handle;
+  // Room for the next: values leave by copies, which nobody waits for here.
+  while (gpu_->leaving_bytes(*emptiest) < length && EvictOneInGpu(*emptiest, now_ms) > 0) {
+  }
+  if (gpu_->leaving_bytes(*emptiest) > 0) {
+    return Fail(ErrorCode::kBusy, handle.error().message + " on the device yet");
+  }
+  return handle;
 }
 
 Result<WriteHandle> Tenant::ReserveInCxl(SessionId session, uint64_t length, int64_t now_ms) {
@@ -307,10 +370,55 @@ bool Tenant::MaintainCxl(int64_t now_ms) {
                       [&] { return EvictOneInCxl(now_ms); });
 }
 
+bool Tenant::MaintainGpu(int64_t now_ms) {
+  if (gpu_ == nullptr) return false;
+  bool more = false;
+  const auto limit = static_cast<double>(gpu_->options().memory_bytes);
+  const double high = gpu_->options().high_watermark;
+  const double low = high - gpu_->options().evict_ratio;
+  for (size_t i = 0; i < gpu_->devices().size(); ++i) {
+    if (now_ms >= device_upkeep_[i].probe_ms) {
+      device_upkeep_[i].probe_ms = now_ms + kProbeMs;
+      gpu_->devices()[i]->Probe();
+    }
+    if (gpu_->devices()[i]->lost()) {
+      more |= DropDevice(i, now_ms);
+      continue;
+    }
+    const auto used = [&] {
+      return static_cast<double>(gpu_budgets_[i]->used_bytes()) -
+             static_cast<double>(gpu_->leaving_bytes(i));
+    };
+    more |= EvictBetween(high * limit, low * limit, &device_upkeep_[i].evicting, used,
+                         [&] { return EvictOneInGpu(i, now_ms); });
+  }
+  return more;
+}
+
+bool Tenant::DropDevice(size_t device, int64_t now_ms) {
+  DeviceUpkeep& upkeep = device_upkeep_[device];
+  if (now_ms < upkeep.look_again_ms) return false;
+  if (!std::exchange(upkeep.given_up, true)) {
+    gpu_->Note("GPU " + gpu_->devices()[device]->name() +
+               " is lost: its keys go, and nothing is stored there any more");
+  }
+  pool_->GiveUpDevice(device);
+  uint64_t dropped = 0;
+  for (const ValueRef& value : pool_->OnDevice(device, kMostFinished)) {
+    if (!keyspace_->DropLost(*value)) continue;
+    gpu_->CountLost();
+    ++dropped;
+  }
+  // What was reserved before may be committed yet.
+  if (dropped == 0) upkeep.look_again_ms = now_ms + kLostPauseMs;
+  return dropped > 0;
+}
+
 bool Tenant::DrainSome(int64_t now_ms) {
   const std::vector<ValueRef> values = pool_->Draining(kMovesPerSlice);
   bool progress = false;
   for (const ValueRef& value : values) {
+    if (value->device() != nullptr) continue;  // DropDevice() sees to those
     auto target = pool_->Reserve(value->length(), value->tier());
     if (target) {
       std::memcpy(target->data(), value->data(), value->length());
@@ -350,6 +458,7 @@ bool Tenant::MaintainOnce(int64_t now_ms) {
   more |= keyspace_->SweepVoids(now_ms);
   more |= EvictAboveWatermark(now_ms);
   more |= MaintainCxl(now_ms);
+  more |= MaintainGpu(now_ms);
   more |= MaintainSsd(now_ms);
   // Heap and regions together are over the limit: turn a region's memory to other use.
   if (budget_.region_bytes() + budget_.inline_bytes() > budget_.limit()) {

@@ -6,6 +6,7 @@
 // Threads: any, except Maintain(): one upkeep thread.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -16,6 +17,7 @@
 #include "storage/bulk_policy.h"
 #include "storage/cxl_tier.h"
 #include "storage/extent_pool.h"
+#include "storage/gpu_tier.h"
 #include "storage/keyspace.h"
 #include "storage/memory_budget.h"
 #include "storage/memory_queue.h"
@@ -35,6 +37,16 @@ struct TenantOptions {
   uint64_t arena_bytes = 0;      // 0: a quarter of region_bytes
   RegionOptions region;
   CxlTierOptions cxl;
+  GpuTierOptions gpu;
+};
+
+// Where a new value is to be: in a tier, of devices on one of some.
+struct Preference {
+  using Tier = protocol::Tier;
+  Preference(Tier wanted = Tier::kDram, DeviceSet on = kAllDevices)  // NOLINT: a tier is one
+      : tier(wanted), devices(on) {}
+  Tier tier;
+  DeviceSet devices;
 };
 
 class Tenant {
@@ -53,16 +65,22 @@ class Tenant {
   Status OpenSsd(const SsdTierOptions& options, int64_t now_ms);
   // Ends what moves values within memory, before SsdTier::Save(); nobody else uses the tenant any
   // more.
-  void CloseCxl() { cxl_.reset(); }
+  void CloseMoves() {
+    gpu_.reset();
+    cxl_.reset();
+  }
   // Ends that too.
   void CloseSsd() { ssd_.reset(); }
   // Null: there is none.
   SsdTier* ssd() { return ssd_.get(); }
   // Likewise.
   CxlTier* cxl() { return cxl_.get(); }
+  GpuTier* gpu() { return gpu_.get(); }
   const MemoryBudget& cxl_budget() const { return cxl_budget_; }
-  // Reads of values in CXL memory.
+  const MemoryBudget& gpu_budget(size_t device) const { return *gpu_budgets_[device]; }
+  // Reads of values in CXL memory, and on devices.
   uint64_t cxl_hits() const { return bulk_policy_.cxl_hits(); }
+  uint64_t gpu_hits() const { return bulk_policy_.gpu_hits(); }
 
   // Somebody reads along a chain and has come to this key: what follows it on the SSD, in its
   // partition, begins to come up.
@@ -72,11 +90,12 @@ class Tenant {
   // Extents for a value of `length` bytes; evicts to make room.  kOutOfMemory: nothing is
   // evictable, or the value fits into no region.  kBusy: memory is on its way (values to the SSD,
   // regions that values and clients leave); wait in memory_queue() and try again.
-  // In `tier` if there is one and it has room, else in DRAM.
+  // In the tier that is preferred if there is one and it has room, else in DRAM.  What the server
+  // writes itself is never on a device.
   using Tier = protocol::Tier;
-  Result<WriteHandle> Reserve(uint64_t length, int64_t now_ms, Tier tier = Tier::kDram);
+  Result<WriteHandle> Reserve(uint64_t length, int64_t now_ms, const Preference& preference = {});
   Result<WriteHandle> ReserveInArena(SessionId session, uint64_t length, int64_t now_ms,
-                                     Tier tier = Tier::kDram);
+                                     const Preference& preference = {});
 
   MemoryQueue& memory_queue() { return memory_queue_; }
 
@@ -116,6 +135,7 @@ class Tenant {
 
   explicit Tenant(const TenantOptions& options);
   void OpenCxl(const CxlTierOptions& options);
+  void OpenGpu(const GpuTierOptions& options);
   // What came of trying to evict a value.
   enum class Outcome {
     kFreed,
@@ -127,10 +147,16 @@ class Tenant {
                 Among among = Among::kPolicy);
   // To CXL memory; nullopt: not there.
   std::optional<Outcome> EvictToCxl(const ValueRef& value, int64_t now_ms, bool ignore_soft_pins);
+  // From a device to DRAM; nullopt: not there.
+  std::optional<Outcome> EvictFromGpu(const ValueRef& value, int64_t now_ms, bool ignore_soft_pins);
+  template <typename Demote>
+  Outcome EvictToMemory(const ValueRef& value, int64_t now_ms, bool ignore_soft_pins,
+                        Demote&& demote);
   // Out of memory.
   Outcome EvictFromMemory(const ValueRef& value, int64_t now_ms, bool ignore_soft_pins);
   // For the tier's own threads.
-  Result<WriteHandle> ReserveAndWait(uint64_t length, int64_t wait_ms);
+  // `evicts`: as a write does.
+  Result<WriteHandle> ReserveAndWait(uint64_t length, int64_t wait_ms, bool evicts = false);
   // With that many bytes more in use eviction would be over, below the low watermark.
   bool Roomy(uint64_t bytes) const;
   // DRAM that will come free without another victim.
@@ -144,6 +170,9 @@ class Tenant {
                                   Taker taker = Taker::kWrite);
   // In CXL memory; evicts there.  kOutOfMemory, kBusy as Reserve().
   Result<WriteHandle> ReserveInCxl(SessionId session, uint64_t length, int64_t now_ms);
+  // On the emptiest of those devices.  kOutOfMemory, kBusy likewise.
+  Result<WriteHandle> ReserveInGpu(uint64_t length, DeviceSet devices, bool by_client,
+                                   int64_t now_ms);
   bool EvictToLimit(int64_t now_ms);
   // Evicts one value or a handful of entries; returns the bytes that will come back, now or when
   // they are on the SSD; 0: nothing is evictable, or too much is on its way.
@@ -152,14 +181,20 @@ class Tenant {
   // Of those that came up cold, where they are many.
   uint64_t EvictOneCold(int64_t now_ms);
   uint64_t EvictOneInCxl(int64_t now_ms);
+  uint64_t EvictOneInGpu(size_t device, int64_t now_ms);
+  uint64_t EvictOneIn(Tier tier, Among among, size_t device, int64_t now_ms);
   // Of one partition; nullopt: nothing of it could go, but another's may.
-  std::optional<uint64_t> EvictOneBulk(uint8_t partition, Among among, int64_t now_ms, Mercy mercy);
+  std::optional<uint64_t> EvictOneBulk(uint8_t partition, Among among, int64_t now_ms, Mercy mercy,
+                                       size_t device = 0);
   uint64_t EvictOneInline(int64_t now_ms);
   // Moves a small value into an extent, and from there to the SSD like any other.
   uint64_t DemoteInline(const Keyspace::Movable& victim, int64_t now_ms);
   bool MaintainOnce(int64_t now_ms);
   bool EvictAboveWatermark(int64_t now_ms);
   bool MaintainCxl(int64_t now_ms);
+  bool MaintainGpu(int64_t now_ms);
+  // Its keys go.  True when there are more.
+  bool DropDevice(size_t device, int64_t now_ms);
   bool MaintainSsd(int64_t now_ms);
   bool DrainSome(int64_t now_ms);
   // Evicts what is left in a draining region and gives the region up; false: none could be.
@@ -168,6 +203,7 @@ class Tenant {
   const std::string name_;
   MemoryBudget budget_;
   MemoryBudget cxl_budget_;
+  std::vector<std::unique_ptr<MemoryBudget>> gpu_budgets_;  // by device
   std::atomic<double> high_watermark_;
   std::atomic<double> evict_ratio_;
   std::atomic<uint64_t> holds_{0};
@@ -177,12 +213,20 @@ class Tenant {
   std::atomic<int64_t> evict_inline_after_ms_{0};     // so was that one, and looked at much
   bool evicting_ = false;  // Maintain()'s: between the two watermarks, on the way down
   bool evicting_in_cxl_ = false;
+  struct DeviceUpkeep {
+    bool evicting = false;
+    bool given_up = false;
+    int64_t look_again_ms = 0;
+    int64_t probe_ms = 0;
+  };
+  std::array<DeviceUpkeep, kMaxDevices> device_upkeep_{};
   BulkPolicy bulk_policy_;
   std::unique_ptr<ExtentPool> pool_;
   std::unique_ptr<Keyspace> keyspace_;  // its values must go before the pool
   MemoryQueue memory_queue_;
   std::unique_ptr<SsdTier> ssd_;
   std::unique_ptr<CxlTier> cxl_;
+  std::unique_ptr<GpuTier> gpu_;
 };
 
 }  // namespace moonpool::storage

@@ -125,13 +125,21 @@ uint64_t Tenant::EvictOneCold(int64_t now_ms) {
 }
 
 uint64_t Tenant::EvictOneInCxl(int64_t now_ms) {
+  return EvictOneIn(Tier::kCxl, Among::kCxl, 0, now_ms);
+}
+
+uint64_t Tenant::EvictOneInGpu(size_t device, int64_t now_ms) {
+  return EvictOneIn(Tier::kGpu, Among::kGpu, device, now_ms);
+}
+
+uint64_t Tenant::EvictOneIn(Tier tier, Among among, size_t device, int64_t now_ms) {
   const Partitions& partitions = keyspace_->partitions();
   Partitions::Order order;
-  const size_t count = partitions.VictimOrder(&order, Tier::kCxl);
+  const size_t count = partitions.VictimOrder(&order, tier);
   for (const Mercy mercy : {Mercy::kHeldAndPinned, Mercy::kPinned, Mercy::kNone}) {
     for (const uint8_t partition : std::span(order).first(count)) {
       if (partitions.policy(partition) == MaxmemoryPolicy::kNoEviction) continue;
-      if (const auto bytes = EvictOneBulk(partition, Among::kCxl, now_ms, mercy)) return *bytes;
+      if (const auto bytes = EvictOneBulk(partition, among, now_ms, mercy, device)) return *bytes;
     }
   }
   return 0;
@@ -143,16 +151,31 @@ Tenant::Outcome Tenant::Evict(const ValueRef& value, int64_t now_ms, bool ignore
   if (among == Among::kPolicy) {
     if (const auto outcome = EvictToCxl(value, now_ms, ignore_soft_pins)) return *outcome;
   }
+  if (among == Among::kGpu) {
+    if (const auto outcome = EvictFromGpu(value, now_ms, ignore_soft_pins)) return *outcome;
+  }
   return EvictFromMemory(value, now_ms, ignore_soft_pins);
 }
 
 std::optional<Tenant::Outcome> Tenant::EvictToCxl(const ValueRef& value, int64_t now_ms,
                                                   bool ignore_soft_pins) {
-  if (cxl_ == nullptr || value->tier() == Tier::kCxl || !cxl_->Holds(value->length())) {
+  if (cxl_ == nullptr || value->tier() != Tier::kDram || !cxl_->Holds(value->length())) {
     return std::nullopt;
   }
+  return EvictToMemory(value, now_ms, ignore_soft_pins, [&] { return cxl_->Demote(value.Share()); });
+}
+
+std::optional<Tenant::Outcome> Tenant::EvictFromGpu(const ValueRef& value, int64_t now_ms,
+                                                    bool ignore_soft_pins) {
+  if (!pool_->CouldHold(value->length())) return std::nullopt;
+  return EvictToMemory(value, now_ms, ignore_soft_pins, [&] { return gpu_->Demote(value.Share()); });
+}
+
+template <typename Demote>
+Tenant::Outcome Tenant::EvictToMemory(const ValueRef& value, int64_t now_ms, bool ignore_soft_pins,
+                                      Demote&& demote) {
   using Eviction = Keyspace::Eviction;
-  switch (keyspace_->EvictBulk(*value, now_ms, ignore_soft_pins, Keyspace::Next::kCxl)) {
+  switch (keyspace_->EvictBulk(*value, now_ms, ignore_soft_pins, Keyspace::Next::kMemory)) {
     case Eviction::kFreed:
       return Outcome::kFreed;
     case Eviction::kKept:
@@ -160,12 +183,13 @@ std::optional<Tenant::Outcome> Tenant::EvictToCxl(const ValueRef& value, int64_t
     case Eviction::kMoves:
       break;
   }
-  // Out of the policy first: the value may be there before Demote() returns.
+  // Out of the policy first: the value may be there before demote() returns.
   bulk_policy_.Unlink(value.get(), true);
-  const CxlTier::Taken taken = cxl_->Demote(value.Share());
-  if (taken == CxlTier::Taken::kYes) return Outcome::kComing;
+  using Taken = decltype(demote());
+  const Taken taken = demote();
+  if (taken == Taken::kYes) return Outcome::kComing;
   keyspace_->AbandonDemotion(*value);
-  return taken == CxlTier::Taken::kFull ? Outcome::kWait : Outcome::kKept;
+  return taken == Taken::kFull ? Outcome::kWait : Outcome::kKept;
 }
 
 Tenant::Outcome Tenant::EvictFromMemory(const ValueRef& value, int64_t now_ms,
@@ -196,10 +220,10 @@ Tenant::Outcome Tenant::EvictFromMemory(const ValueRef& value, int64_t now_ms,
 }
 
 std::optional<uint64_t> Tenant::EvictOneBulk(uint8_t partition, Among among, int64_t now_ms,
-                                             Mercy mercy) {
+                                             Mercy mercy, size_t device) {
   const BulkValue* first_spared = nullptr;
   for (int i = 0; i < kVictimsPerRound; ++i) {
-    ValueRef victim = bulk_policy_.Victim(partition, among);
+    ValueRef victim = bulk_policy_.Victim(partition, among, device);
     if (!victim || victim.get() == first_spared) return std::nullopt;  // none, or once round
     const uint64_t bytes = ExtentAllocator::RoundUp(victim->length());
     const bool held = victim->references() > 2;

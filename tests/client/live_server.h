@@ -12,6 +12,7 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -51,8 +52,10 @@ class LiveServer {
  public:
   using Settings = std::initializer_list<std::pair<const char*, const char*>>;
 
-  // `ssd_env`: the file system of the SSD tier; nullptr: the real one.
-  explicit LiveServer(Settings settings = {}, int port = 0, rocksdb::Env* ssd_env = nullptr)
+  // `ssd_env`: the file system of the SSD tier; nullptr: the real one.  `gpus`: in place of the
+  // machine's, if there are any.
+  explicit LiveServer(Settings settings = {}, int port = 0, rocksdb::Env* ssd_env = nullptr,
+                      std::vector<gpu::Device*> gpus = {})
       : port_(port != 0 ? port : FreePort()) {
     server::SetLogLevel(server::LogLevel::kWarning);
     Set("port", std::to_string(port_).c_str());
@@ -65,6 +68,7 @@ class LiveServer {
     for (const auto& [key, value] : settings) Set(key, value);
     server_ = std::make_unique<server::Server>(config_);
     server_->set_ssd_env(ssd_env);
+    server_->set_gpus(std::move(gpus));
     const Status started = server_->Start();
     EXPECT_TRUE(started) << started.error().message;
   }

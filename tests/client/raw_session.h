@@ -14,6 +14,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "client/resp_stream.h"
 #include "protocol/attach_wire.h"
@@ -26,13 +27,16 @@ using protocol::AttachMessage;
 // A RESP connection and a raw attach socket, without the library's manners.
 class RawSession {
  public:
-  explicit RawSession(LiveServer& server) {
+  // `hello_words`: KV.HELLO's arguments behind the version.
+  explicit RawSession(LiveServer& server, std::vector<std::string_view> hello_words = {}) {
     Endpoint endpoint;
     Options options;
     EXPECT_TRUE(ParseUrl(server.Url(), &endpoint, &options).ok());
     EXPECT_TRUE(stream_.Connect(endpoint, options)) << stream_.failure().message;
     // version node epoch host session tenant limits transports regions, as lines of text.
-    const std::string hello = Run({"KV.HELLO", "1"});
+    hello_words.insert(hello_words.begin(), {"KV.HELLO", "1"});
+    Send(hello_words);
+    const std::string hello = hello_ = Receive();
     const auto after = [&](const std::string& word) {
       const size_t at = hello.find("\n" + word + "\n");
       EXPECT_NE(at, std::string::npos) << hello;
@@ -91,6 +95,7 @@ class RawSession {
     UniqueFd fd;
     size_t bytes = 0;
     bool writable = false;
+    AttachMessage message;
   };
   Region Want(uint32_t region) {
     AttachMessage want;
@@ -99,7 +104,8 @@ class RawSession {
     EXPECT_TRUE(protocol::SendAttachMessage(fd_.get(), want));
     auto answer = protocol::ReceiveAttachMessage(fd_.get());
     if (!answer || answer->message.type != AttachMessage::kRegion) return {};
-    return {std::move(answer->fd), answer->message.bytes, answer->message.writable != 0};
+    return {std::move(answer->fd), answer->message.bytes, answer->message.writable != 0,
+            answer->message};
   }
   bool Mapped(uint32_t region) {
     AttachMessage mapped;
@@ -116,8 +122,11 @@ class RawSession {
     uint32_t region = 0;
     uint64_t offset = 0;
   };
-  Allocation Alloc(std::string_view key, size_t bytes) {
-    const std::string reply = Run({"KV.ALLOC", "1", key, std::to_string(bytes)});
+  Allocation Alloc(std::string_view key, size_t bytes, std::string_view prefer = "") {
+    const std::string length = std::to_string(bytes);
+    const std::string reply = prefer.empty()
+                                  ? Run({"KV.ALLOC", "1", key, length})
+                                  : Run({"KV.ALLOC", "1", key, length, "PREFER", prefer});
     Allocation allocation;
     unsigned long long region = 0, offset = 0, token = 0;
     EXPECT_EQ(std::sscanf(reply.c_str(), "%llu\n%llu\n%llu", &token, &region, &offset), 3)
@@ -128,6 +137,8 @@ class RawSession {
     return allocation;
   }
 
+  // The answer to KV.HELLO as lines of text.
+  const std::string& hello() const { return hello_; }
   const std::string& token() const { return token_; }
   int attach_fd() const { return fd_.get(); }
   int generations() const { return generations_.get(); }
@@ -140,6 +151,7 @@ class RawSession {
   std::string address_;
   std::string token_;
   std::string session_;
+  std::string hello_;
   UniqueFd fd_;
   UniqueFd generations_;
   size_t generations_bytes_ = 0;

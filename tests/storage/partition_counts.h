@@ -30,8 +30,8 @@ inline Partitions::Counts CountsOf(const Keyspace& keyspace, std::string_view na
 // meanwhile.
 inline void ExpectExactCounts(Keyspace& keyspace, int64_t now_ms) {
   struct Sums {
-    uint64_t dram_bytes = 0, dram_keys = 0, cxl_bytes = 0, cxl_keys = 0, ssd_bytes = 0,
-             ssd_keys = 0;
+    uint64_t dram_bytes = 0, dram_keys = 0, cxl_bytes = 0, cxl_keys = 0, gpu_bytes = 0,
+             gpu_keys = 0, ssd_bytes = 0, ssd_keys = 0;
   };
   // Keys that are gone count until they are met.
   while (keyspace.SweepVoids(now_ms)) {
@@ -54,9 +54,14 @@ inline void ExpectExactCounts(Keyspace& keyspace, int64_t now_ms) {
       SsdPlace place;
       if (entry->has(Entry::kBulk)) {
         EXPECT_EQ(entry->bulk()->partition(), slot) << name;
-        const bool dram = entry->bulk()->tier() == protocol::Tier::kDram;
-        (dram ? sum.dram_bytes : sum.cxl_bytes) += entry->bulk()->policy_bytes;
-        ++(dram ? sum.dram_keys : sum.cxl_keys);
+        using protocol::Tier;
+        const Tier tier = entry->bulk()->tier();
+        (tier == Tier::kDram  ? sum.dram_bytes
+         : tier == Tier::kCxl ? sum.cxl_bytes
+                              : sum.gpu_bytes) += entry->bulk()->policy_bytes;
+        ++(tier == Tier::kDram  ? sum.dram_keys
+           : tier == Tier::kCxl ? sum.cxl_keys
+                                : sum.gpu_keys);
         place = entry->bulk()->place();
       } else {
         place = entry->place();
@@ -75,6 +80,8 @@ inline void ExpectExactCounts(Keyspace& keyspace, int64_t now_ms) {
     EXPECT_EQ(counts.dram_keys, sum.dram_keys) << "slot " << i;
     EXPECT_EQ(counts.cxl_bytes, sum.cxl_bytes) << "slot " << i;
     EXPECT_EQ(counts.cxl_keys, sum.cxl_keys) << "slot " << i;
+    EXPECT_EQ(counts.gpu_bytes, sum.gpu_bytes) << "slot " << i;
+    EXPECT_EQ(counts.gpu_keys, sum.gpu_keys) << "slot " << i;
     EXPECT_EQ(counts.ssd_bytes, sum.ssd_bytes) << "slot " << i;
     EXPECT_EQ(counts.ssd_keys, sum.ssd_keys) << "slot " << i;
   }

@@ -1,8 +1,9 @@
-// A tenant with an SSD tier in a directory of its own, and perhaps a CXL tier, which stops and
-// crashes; its values say what they are.
+// A tenant with an SSD tier in a directory of its own, and perhaps a CXL tier and a GPU tier, which
+// stops and crashes; its values say what they are.
 #pragma once
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include <future>
 #include <memory>
@@ -14,6 +15,7 @@
 #include "storage/clock.h"
 #include "storage/tenant.h"
 #include "tests/client/stamped_block.h"
+#include "tests/storage/fake_device.h"
 #include "tests/storage/ssd_directory.h"
 #include "tests/storage/tier_disk.h"
 
@@ -58,8 +60,16 @@ class TieredTenant {
     tenant_options.cxl.queue_bytes = 8 * kMiB;
     tenant_options.cxl.wait_ms = kPatience.count();
   }
+  // Of so many devices.  Before Open().
+  void UseGpu(uint64_t bytes, uint8_t devices = 1) {
+    for (uint8_t i = 0; i < devices; ++i) gpus.push_back(std::make_unique<FakeDevice>(i));
+    tenant_options.gpu.memory_bytes = bytes;
+    tenant_options.gpu.queue_bytes = 8 * kMiB;
+    tenant_options.gpu.wait_ms = kPatience.count();
+    for (const auto& gpu : gpus) tenant_options.gpu.devices.push_back(gpu.get());
+  }
   void Stop() {
-    tenant->CloseCxl();
+    tenant->CloseMoves();
     const Status saved = tier().Save(kPatience.count(), nullptr);
     EXPECT_TRUE(saved) << saved.error().message;
     tenant.reset();
@@ -81,20 +91,44 @@ class TieredTenant {
 
   // SET of a large value, waiting for memory as the server does.
   void Set(const std::string& name, uint64_t key, uint64_t version, uint64_t length = kLength,
-           protocol::Tier tier = protocol::Tier::kDram) {
-    Result<WriteHandle> handle = tenant->Reserve(length, UnixNowMs(), tier);
+           const Preference& preference = {}) {
+    const auto reserve = [&] {
+      return preference.tier == protocol::Tier::kGpu
+                 ? tenant->ReserveInArena(kGpuWriter, length, UnixNowMs(), preference)
+                 : tenant->Reserve(length, UnixNowMs(), preference);
+    };
+    Result<WriteHandle> handle = reserve();
     EXPECT_TRUE(Eventually([&] {
       if (!handle && handle.error().code == ErrorCode::kBusy) {
         KeepUp();
-        handle = tenant->Reserve(length, UnixNowMs(), tier);
+        handle = reserve();
       }
       return handle || handle.error().code != ErrorCode::kBusy;
     }));
     ASSERT_TRUE(handle) << handle.error().message;
-    FillStamped(handle->data(), length, {key, version});
+    Write(*handle, {key, version});
     ValueRef value = std::move(*handle).Publish();
     KeyLock lock(tenant->keyspace(), name, UnixNowMs());
     lock.key.SetBulk(std::move(value));
+  }
+  // As the writer of the reservation does it.
+  static void Write(const WriteHandle& handle, const Stamp& stamp) {
+    std::string bytes(handle.length(), '\0');
+    FillStamped(bytes.data(), bytes.size(), stamp);
+    const Extent& extent = handle.extent();
+    if (DeviceMemory* const device = extent.region->device()) {
+      // A device that is lost takes nothing.
+      const Status copied = device->Copy(extent.address(), bytes.data(), bytes.size());
+      EXPECT_TRUE(copied || device->lost());
+    } else if (extent.region->kind() == Region::Kind::kArena) {
+      char* const data =
+          MapAligned(extent.region->fd(), extent.region->bytes(), PROT_READ | PROT_WRITE);
+      ASSERT_NE(data, nullptr);
+      std::memcpy(data + extent.offset, bytes.data(), bytes.size());
+      munmap(data, extent.region->bytes());
+    } else {
+      std::memcpy(extent.data(), bytes.data(), bytes.size());
+    }
   }
   // In the heap; below options.least_value_bytes it is lost when memory is short.
   void SetSmall(const std::string& name, uint64_t key, uint64_t version, uint64_t length = 64) {
@@ -141,7 +175,7 @@ class TieredTenant {
     return true;
   }
 
-  // "dram", "cxl", "ssd"; "": nowhere.
+  // "gpu", "dram", "cxl", "ssd"; "": nowhere.
   std::string TierOf(const std::string& name) {
     KeyLock lock(tenant->keyspace(), name, UnixNowMs());
     const Entry* entry = lock.key.Find();
@@ -192,6 +226,10 @@ class TieredTenant {
   void Settle() {
     EXPECT_TRUE(Eventually([&] {
       if (tenant->cxl() != nullptr && tenant->cxl()->queued_bytes() > 0) return false;
+      if (tenant->gpu() != nullptr && tenant->gpu()->stats().queued_bytes > 0) {
+        KeepUp();
+        return false;
+      }
       const SsdTierStats now = ssd ? stats() : SsdTierStats();
       return now.queued_values == 0 && now.loads_queued == 0;
     }));
@@ -227,6 +265,14 @@ class TieredTenant {
         if (error == SsdTier::LoadError::kNone || error == SsdTier::LoadError::kGone) continue;
         return {std::nullopt, error};
       }
+      if (held && held->device() != nullptr) {
+        ValueRef fetched = Fetch(held);
+        if (!fetched) {
+          if (held->device()->lost()) continue;  // its key goes
+          return {std::nullopt, SsdTier::LoadError::kNoMemory};
+        }
+        held = std::move(fetched);
+      }
       const std::string_view view = held ? BytesOf(*held) : std::string_view(bytes);
       Stamp stamp;
       const std::string wrong = CheckStamped(view.data(), view.size(), key, &stamp);
@@ -234,6 +280,16 @@ class TieredTenant {
       return {stamp.version};
     }
     return {std::nullopt, SsdTier::LoadError::kNoMemory};  // evicted again and again
+  }
+  // The bytes of a value that is on a device.
+  ValueRef Fetch(const ValueRef& value, bool move = false) {
+    std::promise<ValueRef> promise;
+    tenant->gpu()->Fetch(value.Share(), move, [&promise](const ValueRef& fetched) {
+      promise.set_value(fetched ? fetched.Share() : ValueRef());
+    });
+    auto future = promise.get_future();
+    while (future.wait_for(std::chrono::milliseconds(1)) != std::future_status::ready) KeepUp();
+    return future.get();
   }
   SsdTier::LoadError Load(uint64_t hash, const SsdPlace& place) {
     std::promise<SsdTier::LoadError> promise;
@@ -249,6 +305,10 @@ class TieredTenant {
     if (!upkeep_runs) tenant->Maintain(UnixNowMs());
   }
 
+  // Whose client writes what is to be on a device.
+  static constexpr SessionId kGpuWriter = 77;
+
+  std::vector<std::unique_ptr<FakeDevice>> gpus;
   SsdTierOptions options;
   TenantOptions tenant_options;
   bool ssd = true;

@@ -11,7 +11,7 @@ ALLOWED = {
     "storage": {"protocol"},
     "gpu": {"protocol"},
     "rdma": {"protocol", "storage"},
-    "server": {"protocol", "storage", "rdma"},
+    "server": {"protocol", "storage", "gpu", "rdma"},
     "client": {"protocol", "rdma", "gpu"},
     "tools": {"protocol", "storage", "client", "gpu", "rdma"},
     "tests": {"protocol", "storage", "server", "client", "tools", "gpu", "rdma"},

@@ -1,0 +1,262 @@
+#include "storage/gpu_tier.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "storage/extent_allocator.h"
+
+namespace moonpool::storage {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Both directions of a link, and a second device, have something to do at the same time.
+constexpr int kThreads = 2;
+
+uint64_t MicrosecondsSince(Clock::time_point start) {
+  return static_cast<uint64_t>(
+      std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start).count());
+}
+
+void Count(std::atomic<uint64_t>& counter, uint64_t by = 1) {
+  counter.fetch_add(by, std::memory_order_relaxed);
+}
+
+}  // namespace
+
+GpuTier::GpuTier(const GpuTierOptions& options, Keyspace& keyspace, BulkPolicy& policy, Hooks hooks)
+    : options_(options), keyspace_(keyspace), policy_(policy), hooks_(std::move(hooks)) {
+  for (int i = 0; i < kThreads; ++i) {
+    threads_.emplace_back([this] { Run(); });
+    pthread_setname_np(threads_.back().native_handle(), "gpu-mover");
+  }
+}
+
+GpuTier::~GpuTier() {
+  {
+    MutexLock lock(mu_);
+    stop_ = true;
+  }
+  changed_.NotifyAll();
+  for (std::thread& thread : threads_) thread.join();
+  for (Down& down : down_) {
+    down.value->EndDemotion();
+    keyspace_.AbandonDemotion(*down.value);
+    keyspace_.partitions().AddLeaving(
+        protocol::Tier::kGpu, down.leaves,
+        -static_cast<int64_t>(ExtentAllocator::RoundUp(down.value->length())));
+  }
+  for (const std::shared_ptr<Job>& job : jobs_) {
+    for (OnFetched& call : job->calls) call(ValueRef());
+  }
+}
+
+// --- queues ------------------------------------------------------------------------------------
+
+GpuTier::Taken GpuTier::Demote(ValueRef value) {
+  const uint64_t bytes = ExtentAllocator::RoundUp(value->length());
+  std::atomic<uint64_t>& leaving = leaving_bytes_[value->device_number()];
+  // One value always fits, however large.
+  const uint64_t queued = leaving.load(std::memory_order_relaxed);
+  if (queued > 0 && queued + bytes > options_.queue_bytes) return Taken::kFull;
+  if (!value->BeginDemotion()) return Taken::kOtherwise;
+  Count(leaving, bytes);
+  const uint8_t partition = value->partition();
+  keyspace_.partitions().AddLeaving(protocol::Tier::kGpu, partition, static_cast<int64_t>(bytes));
+  {
+    MutexLock lock(mu_);
+    down_.push_back({std::move(value), partition});
+  }
+  changed_.NotifyOne();
+  return Taken::kYes;
+}
+
+void GpuTier::Promote(ValueRef value, DeviceSet devices) {
+  if (value->tier() == protocol::Tier::kGpu && (devices >> value->device_number() & 1) != 0) return;
+  if (!Holds(value->length())) return;
+  const uint64_t bytes = ExtentAllocator::RoundUp(value->length());
+  const uint64_t queued = coming_bytes_.load(std::memory_order_relaxed);
+  if (queued > 0 && queued + bytes > options_.queue_bytes) return Count(counters_.refused);
+  Count(coming_bytes_, bytes);
+  {
+    MutexLock lock(mu_);
+    up_.push_back({std::move(value), devices});
+  }
+  changed_.NotifyOne();
+}
+
+void GpuTier::Fetch(ValueRef value, bool move, OnFetched call) {
+  {
+    MutexLock lock(mu_);
+    std::shared_ptr<Job>& job = waiting_[value.get()];
+    const bool first = job == nullptr;
+    if (first) {
+      job = std::make_shared<Job>();
+      job->value = std::move(value);
+      job->start = Clock::now();
+      jobs_.push_back(job);
+    }
+    job->move |= move;
+    job->calls.push_back(std::move(call));
+    if (!first) return;
+  }
+  changed_.NotifyOne();
+}
+
+void GpuTier::Run() {
+  for (bool down_last = false;;) {
+    std::shared_ptr<Job> job;
+    Down down;
+    Up up;
+    {
+      MutexLock lock(mu_);
+      while (jobs_.empty() && down_.empty() && up_.empty() && !stop_) changed_.Wait(mu_);
+      if (stop_) return;
+      // Readers first; one for one of the others, so that neither keeps the other waiting.
+      const bool go_down = !down_.empty() && (up_.empty() || !down_last);
+      if (!jobs_.empty()) {
+        job = std::move(jobs_.front());
+        jobs_.pop_front();
+        waiting_.erase(job->value.get());
+      } else if (go_down) {
+        down = std::move(down_.front());
+        down_.pop_front();
+      } else {
+        up = std::move(up_.front());
+        up_.pop_front();
+      }
+      if (job == nullptr) down_last = go_down;
+    }
+    if (job != nullptr) {
+      Carry(*job);
+    } else if (down.value) {
+      MoveDown(down);
+    } else {
+      MoveUp(up);
+    }
+  }
+}
+
+// --- moves -------------------------------------------------------------------------------------
+
+Status GpuTier::CopyBytes(const WriteHandle& to, const BulkValue& from) {
+  const Extent& target = to.extent();
+  const Extent& source = from.extent();
+  DeviceMemory* const there = target.region->device();
+  DeviceMemory* const here = source.region->device();
+  Status copied;
+  if (there != nullptr && here != nullptr && there != here) {
+    // Two devices meet in host memory.
+    const std::unique_ptr<char[]> between(new char[source.length]);
+    copied = here->Copy(between.get(), source.address(), source.length);
+    if (copied) copied = there->Copy(target.address(), between.get(), source.length);
+  } else {
+    copied = (there != nullptr ? there : here)
+                 ->Copy(target.address(), source.address(), source.length);
+  }
+  if (copied) return copied;
+  Count(counters_.failed);
+  if (here != nullptr && here->lost() && keyspace_.DropLost(from)) CountLost();
+  return copied;
+}
+
+void GpuTier::MoveDown(Down& down) {
+  ValueRef value = std::move(down.value);
+  const uint64_t bytes = ExtentAllocator::RoundUp(value->length());
+  const size_t device = value->device_number();
+  auto target = hooks_.reserve_dram(value->length(), options_.wait_ms, true);
+  value->EndDemotion();
+  const auto start = Clock::now();
+  if (!target) {
+    Count(counters_.refused);
+    hooks_.refused(value);
+  } else if (!CopyBytes(*target, *value)) {
+    keyspace_.AbandonDemotion(*value);
+  } else if (keyspace_.MoveBulk(*value, std::move(*target).Publish(value->crc()))) {
+    demote_us_.Add(MicrosecondsSince(start));
+    Count(counters_.demotions);
+    Count(counters_.demoted_bytes, value->length());
+  } else {
+    Count(counters_.abandoned);
+  }
+  value.Reset();
+  keyspace_.partitions().AddLeaving(protocol::Tier::kGpu, down.leaves,
+                                    -static_cast<int64_t>(bytes));
+  leaving_bytes_[device].fetch_sub(bytes, std::memory_order_relaxed);
+}
+
+void GpuTier::MoveUp(Up& up) {
+  ValueRef value = std::move(up.value);
+  const uint64_t bytes = ExtentAllocator::RoundUp(value->length());
+  auto target = hooks_.reserve(value->length(), up.devices);
+  const auto start = Clock::now();
+  if (!target) {
+    Count(counters_.refused);
+  } else if (CopyBytes(*target, *value)) {
+    if (keyspace_.MoveBulk(*value, std::move(*target).Publish(value->crc()))) {
+      promote_us_.Add(MicrosecondsSince(start));
+      Count(counters_.promotions);
+      Count(counters_.promoted_bytes, value->length());
+    } else {
+      Count(counters_.abandoned);
+    }
+  }
+  value.Reset();
+  coming_bytes_.fetch_sub(bytes, std::memory_order_relaxed);
+}
+
+void GpuTier::Carry(Job& job) {
+  ValueRef value = std::move(job.value);
+  ValueRef fetched;
+  auto target = hooks_.reserve_dram(value->length(), options_.wait_ms, false);
+  if (!target) {
+    Count(counters_.refused);
+  } else if (CopyBytes(*target, *value)) {
+    fetched = std::move(*target).Publish(value->crc());
+    // Should it be in no entry, those who read it count and go on where its key is.
+    fetched->set_owner_hash(value->owner_hash());
+    fetched->set_partition(value->partition());
+    BulkValue* const read = value.get();
+    policy_.Touch(std::span(&read, 1));
+    if (job.move) keyspace_.MoveBulk(*value, fetched.Share());
+    fetch_us_.Add(MicrosecondsSince(job.start));
+    Count(counters_.fetches);
+    Count(counters_.fetched_bytes, value->length());
+  }
+  value.Reset();
+  for (OnFetched& call : job.calls) call(fetched);
+}
+
+GpuTierStats GpuTier::stats() const {
+  const auto read = [](const std::atomic<uint64_t>& counter) {
+    return counter.load(std::memory_order_relaxed);
+  };
+  GpuTierStats stats;
+  stats.promotions = read(counters_.promotions);
+  stats.promoted_bytes = read(counters_.promoted_bytes);
+  stats.demotions = read(counters_.demotions);
+  stats.demoted_bytes = read(counters_.demoted_bytes);
+  stats.fetches = read(counters_.fetches);
+  stats.fetched_bytes = read(counters_.fetched_bytes);
+  stats.abandoned = read(counters_.abandoned);
+  stats.refused = read(counters_.refused);
+  stats.failed = read(counters_.failed);
+  stats.lost = read(counters_.lost);
+  stats.queued_bytes = read(coming_bytes_);
+  for (const std::atomic<uint64_t>& leaving : leaving_bytes_) stats.queued_bytes += read(leaving);
+  stats.demote_p50_us = demote_us_.Percentile(0.5);
+  stats.demote_p99_us = demote_us_.Percentile(0.99);
+  stats.promote_p50_us = promote_us_.Percentile(0.5);
+  stats.promote_p99_us = promote_us_.Percentile(0.99);
+  stats.fetch_p50_us = fetch_us_.Percentile(0.5);
+  stats.fetch_p99_us = fetch_us_.Percentile(0.99);
+  MutexLock lock(mu_);
+  stats.queued_values = down_.size() + up_.size() + jobs_.size();
+  return stats;
+}
+
+}  // namespace moonpool::storage

@@ -1,0 +1,480 @@
+// The server's GPU tier, over the double and over a GPU: what sessions are given, and that everybody
+// else reads the same values.
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gpu/copy_batch.h"
+#include "tests/client/raw_session.h"
+#include "tests/client/stamped_block.h"
+#include "tests/gpu/device_under_test.h"
+
+namespace moonpool::client {
+namespace {
+
+constexpr size_t kLength = 200'000;
+
+std::string Stamped(uint64_t key, uint64_t version = 1, size_t length = kLength) {
+  std::string bytes(length, '\0');
+  FillStamped(bytes.data(), bytes.size(), {key, version});
+  return bytes;
+}
+
+std::vector<std::string> Lines(const std::string& text) {
+  std::vector<std::string> lines;
+  for (size_t at = 0; at <= text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    lines.push_back(text.substr(at, end - at));
+    at = end + 1;
+  }
+  return lines;
+}
+
+// Two doubles.  Those of another call have the same UUIDs, and know nothing of these.
+std::vector<std::unique_ptr<gpu::HostDevice>> Doubles() {
+  gpu::HostDeviceOptions options;
+  options.devices = 2;
+  return gpu::MakeHostDevices(options);
+}
+
+// A client of the raw sort that has a device: what libmoonpool does with one, by hand.
+class GpuSession : public RawSession {
+ public:
+  GpuSession(LiveServer& server, gpu::Kind kind,
+             std::vector<std::string_view> hello = {"TRANSPORTS", "2", "shm", "cuda"})
+      : RawSession(server, std::move(hello)) {
+    if (kind == gpu::Kind::kDouble) {
+      doubles_ = Doubles();  // its own, as another process has
+      for (const auto& device : doubles_) devices_.push_back(device.get());
+      return;
+    }
+    std::string why;
+    devices_ = gpu::Gpus(&why)->all();
+  }
+
+  gpu::DeviceRegion* Import(uint32_t id) {
+    auto& region = regions_[id];
+    if (region != nullptr) return region.get();
+    Region wanted = Want(id);
+    message_ = wanted.message;
+    if (wanted.message.tier != protocol::Tier::kGpu) return nullptr;
+    gpu::RegionHandle handle;
+    handle.kind = static_cast<gpu::HandleKind>(wanted.message.handle);
+    handle.device.bytes = wanted.message.device;
+    handle.bytes = wanted.message.bytes;
+    handle.opaque = wanted.message.opaque;
+    for (gpu::Device* const device : devices_) {
+      if (device->info().uuid != handle.device) continue;
+      auto imported = device->Import(handle, wanted.fd.get());
+      EXPECT_TRUE(imported) << imported.error().message;
+      if (imported) region = std::move(*imported);
+    }
+    return region.get();
+  }
+  const AttachMessage& message() const { return message_; }
+
+  void Copy(void* to, const void* from, size_t bytes) {
+    gpu::CopyBatch batch(devices_[0]);
+    batch.Copy(batch.AddKey(nullptr, 0), {to, from, bytes});
+    auto completion = std::move(batch).Submit();
+    ASSERT_TRUE(completion) << completion.error().message;
+    ASSERT_TRUE(completion->Wait());
+  }
+  // KV.ALLOC ... PREFER, a copy to the device, KV.COMMIT.  The device's UUID; empty: it was in DRAM.
+  std::string Put(std::string_view key, const std::string& bytes, std::string_view prefer = "gpu") {
+    const Allocation allocation = Alloc(key, bytes.size(), prefer);
+    gpu::DeviceRegion* const region = Import(allocation.region);
+    EXPECT_NE(region, nullptr);
+    if (region == nullptr) return "";
+    Copy(region->data() + allocation.offset, bytes.data(), bytes.size());
+    EXPECT_EQ(Run({"KV.COMMIT", "1", key, allocation.token, "-"}), "OK");
+    return region->device().ToString();
+  }
+
+  struct Located {
+    uint32_t region = 0;
+    uint64_t offset = 0;
+    uint64_t length = 0;
+    uint32_t slot = 0;
+    uint64_t generation = 0;
+    std::string tier;
+  };
+  Located Locate(std::string_view key) {
+    const auto lines = Lines(Run({"KV.LOCATE", "1", key}));
+    if (lines.size() != 9) return {};
+    return {static_cast<uint32_t>(std::stoul(lines[0])), std::stoull(lines[1]),
+            std::stoull(lines[2]), static_cast<uint32_t>(std::stoul(lines[3])),
+            std::stoull(lines[4]), lines[6]};
+  }
+  // Its bytes, copied out of the device.
+  std::string Pull(const Located& located) {
+    gpu::DeviceRegion* const region = Import(located.region);
+    EXPECT_NE(region, nullptr);
+    if (region == nullptr) return "";
+    std::string bytes(located.length, '\0');
+    Copy(bytes.data(), region->data() + located.offset, bytes.size());
+    return bytes;
+  }
+  uint64_t Generation(uint32_t slot) {
+    uint64_t generation = 0;
+    EXPECT_EQ(pread(generations(), &generation, sizeof(generation),
+                    static_cast<off_t>(slot * sizeof(generation))),
+              static_cast<ssize_t>(sizeof(generation)));
+    return generation;
+  }
+  void Forget() { regions_.clear(); }
+
+ private:
+  std::vector<std::unique_ptr<gpu::HostDevice>> doubles_;
+  std::vector<gpu::Device*> devices_;
+  std::map<uint32_t, std::unique_ptr<gpu::DeviceRegion>> regions_;
+  AttachMessage message_;
+};
+
+class GpuServerTest : public testing::TestWithParam<gpu::Kind> {
+ protected:
+  // False: there are not so many devices here.
+  bool HasDevices(size_t count) {
+    if (GetParam() == gpu::Kind::kDouble) {
+      if (doubles_.empty()) doubles_ = Doubles();
+      for (size_t i = devices_.size(); i < count; ++i) devices_.push_back(doubles_[i].get());
+      return true;
+    }
+    std::string why;
+    gpu::CudaDevices* const gpus = gpu::Gpus(&why);
+    if (gpus == nullptr || gpus->all().size() < count) return false;
+    devices_.assign(gpus->all().begin(), gpus->all().begin() + static_cast<ptrdiff_t>(count));
+    return true;
+  }
+  void Start(LiveServer::Settings settings = {{"gpu-memory", "64mb"}}) {
+    server_ = std::make_unique<LiveServer>(settings, 0, nullptr, devices_);
+  }
+  gpu::Kind kind() const { return GetParam(); }
+  std::string Uuid(size_t i = 0) { return devices_[i]->info().uuid.ToString(); }
+  std::string TierOf(RawSession& session, std::string_view key) {
+    const auto lines = Lines(session.Run({"KV.INFO", key}));
+    const auto at = std::find(lines.begin(), lines.end(), "tier");
+    return at == lines.end() ? "" : *(at + 1);
+  }
+  std::string Info(RawSession& session, const std::string& row, const char* section = "tiers") {
+    const std::string info = session.Run({"INFO", section});
+    const size_t at = info.find(row + ":");
+    EXPECT_NE(at, std::string::npos) << row << " in " << info;
+    if (at == std::string::npos) return "";
+    const size_t start = at + row.size() + 1;
+    return info.substr(start, info.find('\r', start) - start);
+  }
+
+  std::vector<std::unique_ptr<gpu::HostDevice>> doubles_;
+  std::vector<gpu::Device*> devices_;
+  std::unique_ptr<LiveServer> server_;
+};
+
+#define NEED_DEVICES(count) \
+  if (!HasDevices(count)) GTEST_SKIP() << "there are not " << (count) << " GPUs here"
+
+TEST_P(GpuServerTest, WhatIsWrittenThereIsPulledFromThereAndServedToAll) {
+  NEED_DEVICES(1);
+  Start();
+  GpuSession session(*server_, kind());
+  ASSERT_TRUE(session.Attach());
+  const std::string bytes = Stamped(7);
+  EXPECT_EQ(session.Put("key", bytes), Uuid());
+  EXPECT_EQ(session.message().tier, protocol::Tier::kGpu);
+  EXPECT_EQ(session.message().handle, protocol::DeviceHandleKind::kPosixFd);
+  EXPECT_EQ(session.message().writable, 1u);
+  const auto located = session.Locate("key");
+  EXPECT_EQ(located.tier, "gpu");
+  EXPECT_EQ(located.length, kLength);
+  EXPECT_EQ(session.Generation(located.slot), located.generation);
+  EXPECT_TRUE(session.Pull(located) == bytes);
+  EXPECT_EQ(session.Run({"KV.MATCH", "1", "key", "WITHTIERS"}), "1\n1\n0\n0");
+
+  // Over RESP, by a connection without a session.
+  auto client = server_->Connect("transport=tcp");
+  std::string value;
+  ASSERT_TRUE(client->Get("key", &value).ok());
+  EXPECT_TRUE(value == bytes);
+  // And through shared memory.
+  auto shm = server_->Connect("transport=shm");
+  ASSERT_TRUE(shm->Get("key", &value).ok());
+  EXPECT_TRUE(value == bytes);
+  EXPECT_EQ(TierOf(session, "key"), "gpu");
+  EXPECT_GE(std::stoi(Info(session, "tier_gpu_fetches")), 2);
+  EXPECT_EQ(Info(session, "tier_gpu_keys"), "1");
+  EXPECT_EQ(Info(session, "gpu", "gpu"), "on");
+  EXPECT_NE(Info(session, "gpu_device0", "gpu").find(Uuid()), std::string::npos);
+
+  // Deleted: the generation tells.
+  EXPECT_EQ(session.Run({"DEL", "key"}), "1");
+  EXPECT_TRUE(Eventually([&] {
+    session.Run({"KV.RELEASE", "1", "1"});
+    return session.Generation(located.slot) != located.generation;
+  }));
+}
+
+TEST_P(GpuServerTest, OnlyWhoAsksForItIsOfferedIt) {
+  NEED_DEVICES(2);
+  Start();
+  EXPECT_EQ(RawSession(*server_).hello().find("cuda"), std::string::npos);
+  EXPECT_EQ(RawSession(*server_, {"TRANSPORTS", "1", "shm"}).hello().find("cuda"),
+            std::string::npos);
+  const std::string offered = RawSession(*server_, {"TRANSPORTS", "2", "shm", "cuda"}).hello();
+  EXPECT_NE(offered.find("\ncuda\n"), std::string::npos) << offered;
+  EXPECT_NE(offered.find(Uuid(0)), std::string::npos);
+  EXPECT_NE(offered.find(Uuid(1)), std::string::npos);
+  const std::string second = Uuid(1);
+  const std::string one =
+      RawSession(*server_, {"TRANSPORTS", "1", "cuda", "DEVICES", "1", second}).hello();
+  EXPECT_NE(one.find("devices\n" + second), std::string::npos) << one;
+  EXPECT_EQ(one.find("\nshm\n"), std::string::npos) << one;
+  const std::string none =
+      RawSession(*server_, {"TRANSPORTS", "2", "shm", "cuda", "DEVICES", "1",
+                            "GPU-11111111-1111-1111-1111-111111111111"})
+          .hello();
+  EXPECT_EQ(none.find("\ncuda\n"), std::string::npos) << none;
+}
+
+TEST_P(GpuServerTest, WhoDidNotAskGetsNoRegionAndACopyInstead) {
+  NEED_DEVICES(1);
+  Start();
+  GpuSession writer(*server_, kind());
+  ASSERT_TRUE(writer.Attach());
+  writer.Put("key", Stamped(7));
+  const auto there = writer.Locate("key");
+  GpuSession reader(*server_, kind(), {"TRANSPORTS", "1", "shm"});
+  ASSERT_TRUE(reader.Attach());
+  EXPECT_EQ(reader.Import(there.region), nullptr);
+  EXPECT_FALSE(reader.Want(there.region).fd);
+  const auto here = reader.Locate("key");
+  EXPECT_EQ(here.tier, "dram");
+  EXPECT_NE(here.region, there.region);
+  const auto region = reader.Want(here.region);
+  ASSERT_TRUE(region.fd);
+  std::string bytes(kLength, '\0');
+  ASSERT_EQ(pread(region.fd.get(), bytes.data(), kLength, static_cast<off_t>(here.offset)),
+            static_cast<ssize_t>(kLength));
+  EXPECT_TRUE(bytes == Stamped(7));
+  EXPECT_EQ(reader.Generation(here.slot), here.generation) << "the lease keeps the copy";
+  // What it would write there goes to DRAM, and moves on.
+  const auto allocation = reader.Alloc("mine", kLength, "gpu");
+  const auto arena = reader.Want(allocation.region);
+  ASSERT_TRUE(arena.fd);
+  ASSERT_TRUE(arena.writable);
+  EXPECT_EQ(arena.message.tier, protocol::Tier::kDram);
+  char* const data = static_cast<char*>(
+      mmap(nullptr, arena.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, arena.fd.get(), 0));
+  FillStamped(data + allocation.offset, kLength, {8, 1});
+  ASSERT_TRUE(reader.Mapped(allocation.region));
+  EXPECT_EQ(reader.Run({"KV.COMMIT", "1", "mine", allocation.token, "-"}), "OK");
+  munmap(data, arena.bytes);
+  EXPECT_TRUE(Eventually([&] { return TierOf(reader, "mine") == "gpu"; }));
+  EXPECT_TRUE(reader.Run({"GET", "mine"}) == Stamped(8));
+}
+
+TEST_P(GpuServerTest, EveryCommandTakesAValueThatIsThere) {
+  NEED_DEVICES(1);
+  Start();
+  GpuSession session(*server_, kind());
+  ASSERT_TRUE(session.Attach());
+  const std::string bytes = Stamped(7);
+  const auto put = [&](const char* key) {
+    session.Put(key, bytes);
+    ASSERT_EQ(TierOf(session, key), "gpu");
+  };
+  put("key");
+  EXPECT_EQ(session.Run({"STRLEN", "key"}), std::to_string(kLength));
+  EXPECT_EQ(session.Run({"GETRANGE", "key", "1000", "1099"}), bytes.substr(1000, 100));
+  EXPECT_TRUE(session.Run({"GETRANGE", "key", "1000", "90000"}) == bytes.substr(1000, 89001));
+  EXPECT_EQ(TierOf(session, "key"), "gpu");
+  // A copy of the value shows the same extent.
+  EXPECT_EQ(session.Run({"COPY", "key", "copy"}), "1");
+  EXPECT_EQ(TierOf(session, "copy"), "gpu");
+  EXPECT_EQ(session.Run({"RENAME", "copy", "renamed"}), "OK");
+  EXPECT_TRUE(session.Run({"GET", "renamed"}) == bytes);
+  put("second");
+  EXPECT_TRUE(session.Run({"MGET", "key", "second", "nothing"}).starts_with(bytes + "\n" + bytes));
+  // Those that change it.
+  EXPECT_EQ(session.Run({"APPEND", "key", "tail"}), std::to_string(kLength + 4));
+  EXPECT_EQ(TierOf(session, "key"), "dram");
+  EXPECT_TRUE(session.Run({"GET", "key"}) == bytes + "tail");
+  EXPECT_TRUE(session.Run({"GET", "renamed"}) == bytes);
+  EXPECT_EQ(session.Run({"SETRANGE", "second", "0", "head"}), std::to_string(kLength));
+  EXPECT_TRUE(session.Run({"GET", "second"}) == "head" + bytes.substr(4));
+  put("third");
+  EXPECT_TRUE(session.Run({"GETSET", "third", "new"}) == bytes);
+  put("fourth");
+  EXPECT_TRUE(session.Run({"GETDEL", "fourth"}) == bytes);
+  EXPECT_EQ(session.Run({"EXISTS", "fourth"}), "0");
+  put("fifth");
+  EXPECT_TRUE(session.Run({"INCR", "fifth"}).starts_with("ERR value is not an integer"));
+  // A pipeline keeps its order.
+  put("sixth");
+  session.Send({"GET", "sixth"});
+  session.Send({"ECHO", "after"});
+  session.Send({"GET", "sixth"});
+  EXPECT_TRUE(session.Receive() == bytes);
+  EXPECT_EQ(session.Receive(), "after");
+  EXPECT_TRUE(session.Receive() == bytes);
+}
+
+TEST_P(GpuServerTest, PreferencesNameDevices) {
+  NEED_DEVICES(2);
+  Start();
+  const std::string first = Uuid(0), second = Uuid(1);
+  GpuSession both(*server_, kind());
+  ASSERT_TRUE(both.Attach());
+  EXPECT_EQ(both.Put("a", Stamped(1), "gpu:" + second), second);
+  EXPECT_EQ(both.Put("b", Stamped(2), "gpu:" + first + ",dram"), first);
+  GpuSession one(*server_, kind(), {"TRANSPORTS", "2", "shm", "cuda", "DEVICES", "1", second});
+  ASSERT_TRUE(one.Attach());
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(one.Put("c" + std::to_string(i), Stamped(3)), second);
+  EXPECT_EQ(one.Locate("a").tier, "gpu");
+  EXPECT_EQ(one.Locate("b").tier, "dram") << "it cannot reach that device";
+  EXPECT_TRUE(one.Run({"KV.ALLOC", "1", "d", "200000", "PREFER", "gpu:nonsense"})
+                  .starts_with("ERR PREFER: 'gpu:nonsense' is no tier"));
+  EXPECT_TRUE(one.Run({"KV.ALLOC", "1", "d", "200000", "PREFER",
+                       "gpu:GPU-11111111-1111-1111-1111-111111111111"})
+                  .starts_with("ERR PREFER: this server has none of the tiers"));
+}
+
+TEST_P(GpuServerTest, ValuesMoveThereWhenAskedTo) {
+  NEED_DEVICES(1);
+  Start({{"gpu-memory", "64mb"}, {"prefer", "hot: gpu,dram"}});
+  GpuSession session(*server_, kind());
+  ASSERT_TRUE(session.Attach());
+  const std::string bytes = Stamped(7);
+  EXPECT_EQ(session.Run({"SET", "key", bytes}), "OK");
+  EXPECT_EQ(TierOf(session, "key"), "dram");
+  EXPECT_EQ(session.Run({"KV.PREFETCH", "2", "key", "nothing", "PREFER", "gpu"}), "1\n0");
+  EXPECT_TRUE(Eventually([&] { return TierOf(session, "key") == "gpu"; }));
+  EXPECT_TRUE(session.Pull(session.Locate("key")) == bytes);
+  EXPECT_EQ(session.Run({"SET", "hot:1", bytes}), "OK");
+  EXPECT_TRUE(Eventually([&] { return TierOf(session, "hot:1") == "gpu"; }));
+  EXPECT_TRUE(session.Run({"GET", "hot:1"}) == bytes);
+}
+
+TEST_P(GpuServerTest, ASessionThatEndsLeavesNothing) {
+  NEED_DEVICES(1);
+  Start();
+  const auto used = [&] { return server_->tenant().gpu_budget(0).used_bytes(); };
+  {
+    GpuSession session(*server_, kind());
+    ASSERT_TRUE(session.Attach());
+    session.Put("key", Stamped(7));
+    session.Alloc("never", kLength, "gpu");
+    EXPECT_GT(used(), 2 * kLength);
+  }
+  // What was reserved comes back, if not at once; what was committed stays, and its region as well.
+  EXPECT_TRUE(Eventually([&] { return used() < 2 * kLength; }));
+  GpuSession session(*server_, kind());
+  ASSERT_TRUE(session.Attach());
+  EXPECT_TRUE(session.Pull(session.Locate("key")) == Stamped(7));
+}
+
+TEST_P(GpuServerTest, ALostDeviceCostsItsKeysNotTheServer) {
+  if (kind() != gpu::Kind::kDouble) GTEST_SKIP() << "a GPU cannot be lost on request";
+  NEED_DEVICES(2);
+  Start();
+  GpuSession session(*server_, kind());
+  ASSERT_TRUE(session.Attach());
+  session.Put("lost", Stamped(1), "gpu:" + Uuid(0));
+  session.Put("read", Stamped(2), "gpu:" + Uuid(0));
+  session.Put("kept", Stamped(3), "gpu:" + Uuid(1));
+  const uint32_t region = session.Locate("lost").region;
+  doubles_[0]->LoseAfter(0);
+  EXPECT_EQ(session.Run({"GET", "read"}), "");
+  EXPECT_TRUE(Eventually([&] { return session.Run({"EXISTS", "lost"}) == "0"; }));
+  EXPECT_TRUE(session.Run({"GET", "kept"}) == Stamped(3));
+  EXPECT_NE(Info(session, "gpu_device0", "gpu").find("state=lost"), std::string::npos);
+  EXPECT_EQ(Info(session, "tier_gpu_lost_keys"), "2");
+  EXPECT_EQ(session.Put("new", Stamped(4)), Uuid(1));
+  // The client is told to unmap it.
+  session.Run({"KV.RELEASE", "4", "1", "2", "3", "4"});
+  auto gone = protocol::ReceiveAttachMessage(session.attach_fd());
+  ASSERT_TRUE(gone);
+  EXPECT_EQ(gone->message.type, AttachMessage::kGone);
+  EXPECT_EQ(gone->message.region, region);
+}
+
+TEST_P(GpuServerTest, EvictionGoesThroughDramToTheSsdAndAStopSavesAll) {
+  NEED_DEVICES(1);
+  std::string directory = std::filesystem::temp_directory_path() / "moonpool-gpu-XXXXXX";
+  ASSERT_NE(mkdtemp(directory.data()), nullptr);
+  const auto start = [&] {
+    Start({{"gpu-memory", "8mb"},
+           {"maxmemory", "16mb"},
+           {"ssd-directory", directory.c_str()},
+           {"ssd-capacity", "256mb"}});
+  };
+  start();
+  constexpr int kKeys = 200;  // 40 MB
+  {
+    GpuSession session(*server_, kind());
+    ASSERT_TRUE(session.Attach());
+    for (int i = 0; i < kKeys; ++i) {
+      const std::string key = "key:" + std::to_string(i);
+      // Where there is no room yet it goes to DRAM, whose arenas this session does not use.
+      EXPECT_TRUE(Eventually([&] {
+        const auto& budget = server_->tenant().gpu_budget(0);
+        return budget.used_bytes() + 2 * kLength < budget.limit();
+      }));
+      session.Put(key, Stamped(static_cast<uint64_t>(i)));
+    }
+    const auto tiers = Lines(session.Run({"KV.MATCH", "1", "key:199", "WITHTIERS"}));
+    EXPECT_EQ(tiers[1], "1");
+    for (int i = 0; i < kKeys; ++i) {
+      const std::string key = "key:" + std::to_string(i);
+      EXPECT_TRUE(session.Run({"GET", key}) == Stamped(static_cast<uint64_t>(i))) << key;
+    }
+    EXPECT_GT(std::stoi(Info(session, "tier_gpu_demotions")), kKeys / 2);
+    EXPECT_GT(std::stoi(Info(session, "tier_ssd_demotions")), kKeys / 4);
+  }
+  server_->server().RequestShutdown();
+  server_.reset();
+  start();
+  RawSession session(*server_);
+  for (int i = 0; i < kKeys; ++i) {
+    const std::string key = "key:" + std::to_string(i);
+    EXPECT_TRUE(session.Run({"GET", key}) == Stamped(static_cast<uint64_t>(i))) << key;
+  }
+  server_.reset();
+  std::error_code ignored;
+  std::filesystem::remove_all(directory, ignored);
+}
+
+TEST_P(GpuServerTest, WithoutOneEverythingWorksAndSaysWhyThereIsNone) {
+  LiveServer plain;
+  RawSession session(plain, {"TRANSPORTS", "2", "shm", "cuda"});
+  EXPECT_EQ(Info(session, "gpu", "gpu"), "off");
+  EXPECT_EQ(Info(session, "gpu_reason", "gpu"), "gpu-memory is 0");
+  EXPECT_EQ(session.hello().find("\ncuda\n"), std::string::npos);
+  EXPECT_TRUE(session.Run({"KV.ALLOC", "1", "key", "200000", "PREFER", "gpu"}).starts_with("ERR"));
+  LiveServer off({{"gpu", "no"}, {"gpu-memory", "64mb"}});
+  RawSession other(off);
+  EXPECT_EQ(Info(other, "gpu_reason", "gpu"), "gpu is 'no' in the configuration");
+  EXPECT_NE(other.Run({"KV.REGIONS"}).find("gpu is 'no' in the configuration"), std::string::npos);
+}
+
+TEST_P(GpuServerTest, SettingsPickDevices) {
+  NEED_DEVICES(2);
+  const std::string second = Uuid(1);
+  Start({{"gpu-memory", "64mb"}, {"gpu-devices", second.c_str()}});
+  RawSession session(*server_, {"TRANSPORTS", "2", "shm", "cuda"});
+  EXPECT_NE(session.hello().find("devices\n" + second), std::string::npos) << session.hello();
+  EXPECT_EQ(session.hello().find(Uuid(0)), std::string::npos);
+  EXPECT_EQ(Info(session, "gpu_left_out0", "gpu"), Uuid(0) + ": not among gpu-devices");
+}
+
+INSTANTIATE_TEST_SUITE_P(Double, GpuServerTest, testing::Values(gpu::Kind::kDouble));
+INSTANTIATE_TEST_SUITE_P(Cuda, GpuServerTest, testing::Values(gpu::Kind::kCuda));
+
+}  // namespace
+}  // namespace moonpool::client

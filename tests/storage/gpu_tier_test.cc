@@ -1,0 +1,542 @@
+#include "storage/gpu_tier.h"
+
+#include <atomic>
+#include <map>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "storage/upkeep.h"
+#include "tests/protocol/random.h"
+#include "tests/storage/partition_counts.h"
+#include "tests/storage/tiered_tenant.h"
+
+namespace moonpool::storage {
+namespace {
+
+using protocol::Tier;
+using test::Random;
+
+class GpuTierTest : public testing::Test {
+ protected:
+  GpuTierTest() {
+    t_.ssd = false;
+    t_.tenant_options.quota_bytes = 32 * kMiB;
+  }
+
+  GpuTierStats stats() { return t_.tenant->gpu()->stats(); }
+  FakeDevice& gpu(size_t i = 0) { return *t_.gpus[i]; }
+  uint64_t gpu_bytes(size_t i = 0) { return t_.tenant->gpu_budget(i).used_bytes(); }
+  void Put(const std::string& name, uint64_t key, uint64_t version, uint64_t length = kLength,
+           DeviceSet devices = kAllDevices) {
+    t_.Set(name, key, version, length, {Tier::kGpu, devices});
+  }
+  void PutAll(uint64_t from, uint64_t to) {
+    for (uint64_t key = from; key < to; ++key) {
+      Put(Numbered(key), key, 1);
+      Rest();
+    }
+  }
+  // Until eviction and moves are done.
+  void Rest() {
+    while (t_.tenant->Maintain(UnixNowMs())) {
+    }
+    t_.Settle();
+  }
+  std::map<std::string, int> Places(uint64_t keys) {
+    std::map<std::string, int> places;
+    for (uint64_t key = 0; key < keys; ++key) ++places[t_.TierOf(Numbered(key))];
+    return places;
+  }
+  uint64_t Generation(uint32_t slot) {
+    return t_.tenant->pool().generations().counter(slot).load();
+  }
+  void Promote(const std::string& name, DeviceSet devices = kAllDevices) {
+    t_.tenant->gpu()->Promote(t_.Hold(name), devices);
+    Rest();
+  }
+
+  TieredTenant t_;
+};
+
+TEST_F(GpuTierTest, WhatAClientWritesThereStaysThereAndIsReadByACopy) {
+  t_.UseGpu(32 * kMiB);
+  t_.Open();
+  Put("key", 7, 1);
+  ASSERT_EQ(t_.TierOf("key"), "gpu");
+  EXPECT_EQ(t_.Hold("key")->device(), &gpu());
+  EXPECT_EQ(gpu_bytes(), ExtentAllocator::RoundUp(kLength));
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(t_.Get("key", 7).version, 1u);
+  EXPECT_EQ(t_.TierOf("key"), "gpu");
+  EXPECT_EQ(stats().fetches, 3u);
+  EXPECT_EQ(stats().fetched_bytes, 3 * kLength);
+  EXPECT_GT(t_.tenant->gpu_hits(), 2u);
+  EXPECT_EQ(t_.tenant->budget().extent_bytes(), 0u) << "the copies are the readers' alone";
+  ExpectExactCounts(t_.tenant->keyspace(), UnixNowMs());
+  EXPECT_TRUE(t_.Erase("key"));
+  EXPECT_EQ(gpu_bytes(), 0u);
+}
+
+TEST_F(GpuTierTest, TheServerWritesInDram) {
+  t_.UseGpu(32 * kMiB);
+  t_.Open();
+  const auto handle = t_.tenant->Reserve(kLength, UnixNowMs(), Tier::kGpu);
+  ASSERT_TRUE(handle);
+  EXPECT_EQ(handle->extent().region->tier(), Tier::kDram);
+}
+
+TEST_F(GpuTierTest, ValuesMoveThereAndAreTheSame) {
+  t_.UseGpu(32 * kMiB);
+  t_.Open();
+  t_.Set("key", 7, 1);
+  const uint32_t slot = t_.Hold("key")->extent().slot;
+  const uint64_t generation = t_.Hold("key")->extent().generation;
+  Promote("key");
+  EXPECT_EQ(t_.TierOf("key"), "gpu");
+  EXPECT_EQ(t_.tenant->budget().extent_bytes(), 0u);
+  EXPECT_NE(Generation(slot), generation) << "the extent in DRAM may be written anew";
+  EXPECT_EQ(t_.Get("key", 7).version, 1u);
+  EXPECT_EQ(stats().promotions, 1u);
+  EXPECT_EQ(stats().promoted_bytes, kLength);
+  Promote("key");
+  EXPECT_EQ(stats().promotions, 1u) << "it was there already";
+  ExpectExactCounts(t_.tenant->keyspace(), UnixNowMs());
+}
+
+TEST_F(GpuTierTest, WhoChangesAValueGetsItInDram) {
+  t_.UseGpu(32 * kMiB);
+  t_.Open();
+  Put("key", 7, 1);
+  const ValueRef there = t_.Hold("key");
+  const ValueRef here = t_.Fetch(there, true);
+  ASSERT_TRUE(here);
+  EXPECT_EQ(t_.TierOf("key"), "dram");
+  EXPECT_EQ(t_.Hold("key").get(), here.get());
+  EXPECT_EQ(CheckStamped(here->data(), here->length(), 7), "");
+}
+
+TEST_F(GpuTierTest, ManyReadersShareOneCopy) {
+  t_.UseGpu(32 * kMiB);
+  t_.Open();
+  Put("key", 7, 1);
+  Put("other", 8, 1);
+  const uint64_t before = gpu().copies();
+  gpu().Stop(true);
+  std::atomic<int> served{0};
+  const auto fetch = [&](const std::string& name) {
+    t_.tenant->gpu()->Fetch(t_.Hold(name), false, [&](const ValueRef& value) {
+      if (value) ++served;
+    });
+  };
+  // Both threads have something to do.
+  fetch("other");
+  EXPECT_TRUE(Eventually([&] { return gpu().copies() == before + 1; }));
+  fetch("other");
+  EXPECT_TRUE(Eventually([&] { return gpu().copies() == before + 2; }));
+  for (int i = 0; i < 10; ++i) fetch("key");
+  gpu().Stop(false);
+  EXPECT_TRUE(Eventually([&] { return served == 12; }));
+  EXPECT_EQ(gpu().copies(), before + 3);
+}
+
+TEST_F(GpuTierTest, WhatItHasNoRoomForMovesToDram) {
+  t_.UseGpu(16 * kMiB);
+  t_.Open();
+  PutAll(0, 150);  // 30 of 16 + 32 MB
+  const auto places = Places(150);
+  EXPECT_EQ(places.count(""), 0u);
+  EXPECT_GT(places.at("gpu"), 60);
+  EXPECT_GT(places.at("dram"), 60);
+  EXPECT_LE(gpu_bytes(), 16 * kMiB * 95 / 100);
+  EXPECT_GT(stats().demotions, 50u);
+  EXPECT_EQ(stats().demoted_bytes, stats().demotions * kLength);
+  for (uint64_t key = 0; key < 150; ++key) EXPECT_EQ(t_.Get(Numbered(key), key).version, 1u);
+  ExpectExactCounts(t_.tenant->keyspace(), UnixNowMs());
+}
+
+TEST_F(GpuTierTest, TheLeastRecentlyReadLeavesFirst) {
+  t_.UseGpu(16 * kMiB);
+  t_.Open();
+  PutAll(0, 70);
+  ASSERT_EQ(Places(70)["gpu"], 70);
+  for (uint64_t key = 0; key < 20; ++key) EXPECT_EQ(t_.Get(Numbered(key), key).version, 1u);
+  PutAll(70, 110);
+  for (uint64_t key = 0; key < 20; ++key) EXPECT_EQ(t_.TierOf(Numbered(key)), "gpu") << key;
+  for (uint64_t key = 20; key < 40; ++key) EXPECT_EQ(t_.TierOf(Numbered(key)), "dram") << key;
+}
+
+TEST_F(GpuTierTest, AndOnToTheSsdAndBack) {
+  t_.ssd = true;
+  t_.UseGpu(16 * kMiB);
+  t_.Open();
+  PutAll(0, 500);  // 100 MB
+  const auto places = Places(500);
+  EXPECT_EQ(places.count(""), 0u);
+  EXPECT_GT(places.at("gpu"), 60);
+  EXPECT_GT(places.at("dram"), 100);
+  EXPECT_GT(places.at("ssd"), 200);
+  EXPECT_EQ(t_.TierOf(Numbered(0)), "ssd");
+  for (uint64_t key = 0; key < 500; ++key) EXPECT_EQ(t_.Get(Numbered(key), key).version, 1u);
+  Rest();
+  ExpectExactCounts(t_.tenant->keyspace(), UnixNowMs());
+}
+
+TEST_F(GpuTierTest, AStopSavesWhatIsThere) {
+  t_.ssd = true;
+  t_.UseGpu(16 * kMiB);
+  t_.Open();
+  PutAll(0, 60);
+  ASSERT_EQ(Places(60)["gpu"], 60);
+  t_.StopAndOpen();
+  EXPECT_EQ(Places(60)["ssd"], 60);
+  for (uint64_t key = 0; key < 60; ++key) EXPECT_EQ(t_.Get(Numbered(key), key).version, 1u);
+}
+
+TEST_F(GpuTierTest, WithTwoDevicesTheEmptierIsTakenOrTheOneThatIsNamed) {
+  t_.UseGpu(16 * kMiB, 2);
+  t_.Open();
+  for (uint64_t key = 0; key < 40; ++key) Put(Numbered(key), key, 1);
+  EXPECT_EQ(gpu_bytes(0), gpu_bytes(1));
+  for (uint64_t key = 40; key < 50; ++key) {
+    Put(Numbered(key), key, 1, kLength, 2);
+    EXPECT_EQ(t_.Hold(Numbered(key))->device(), &gpu(1));
+  }
+  // From one to the other.
+  Promote(Numbered(45), 1);
+  EXPECT_EQ(t_.Hold(Numbered(45))->device(), &gpu(0));
+  for (uint64_t key = 0; key < 50; ++key) EXPECT_EQ(t_.Get(Numbered(key), key).version, 1u);
+  ExpectExactCounts(t_.tenant->keyspace(), UnixNowMs());
+}
+
+TEST_F(GpuTierTest, OneThatIsFullDoesNotEmptyTheOther) {
+  t_.UseGpu(16 * kMiB, 2);
+  t_.Open();
+  for (uint64_t key = 0; key < 50; ++key) Put(Numbered(key), key, 1, kLength, 1);
+  for (uint64_t key = 50; key < 150; ++key) {
+    Put(Numbered(key), key, 1, kLength, 2);
+    Rest();
+  }
+  for (uint64_t key = 0; key < 50; ++key) EXPECT_EQ(t_.TierOf(Numbered(key)), "gpu") << key;
+}
+
+TEST_F(GpuTierTest, APreferenceGivesWayToDramWhereThereIsNoRoom) {
+  t_.UseGpu(8 * kMiB);
+  t_.tenant_options.policy = MaxmemoryPolicy::kNoEviction;
+  t_.Open();
+  for (uint64_t key = 0; key < 100; ++key) Put(Numbered(key), key, 1);
+  const auto places = Places(100);
+  EXPECT_GT(places.at("gpu"), 30);
+  EXPECT_GT(places.at("dram"), 50);
+  // One that could never be there, and a tier that is not there at all.
+  t_.Set("large", 1, 1, 2'000'000 * 8, Tier::kDram);
+  Promote("large");
+  EXPECT_EQ(t_.TierOf("large"), "dram");
+}
+
+TEST_F(GpuTierTest, ADeviceWithoutMemoryIsNoError) {
+  t_.UseGpu(32 * kMiB);
+  gpu().set_capacity(0);
+  t_.Open();
+  Put("key", 7, 1);
+  EXPECT_EQ(t_.TierOf("key"), "dram");
+  EXPECT_EQ(t_.Get("key", 7).version, 1u);
+  gpu().set_capacity(1 << 30);
+  EXPECT_TRUE(Eventually([&] {
+    Put("later", 8, 1);
+    return t_.TierOf("later") == "gpu";
+  }));
+}
+
+TEST_F(GpuTierTest, LargerPiecesThanAskedForAreCounted) {
+  t_.gpus.push_back(std::make_unique<FakeDevice>(0, 32 * kMiB));
+  t_.tenant_options.gpu.devices = {t_.gpus[0].get()};
+  t_.tenant_options.gpu.memory_bytes = 64 * kMiB;
+  t_.Open();
+  Put("key", 7, 1);
+  EXPECT_EQ(t_.tenant->gpu_budget(0).region_bytes() % (32 * kMiB), 0u);
+  EXPECT_EQ(t_.tenant->gpu_budget(0).region_bytes(), gpu().allocated());
+  EXPECT_EQ(t_.Get("key", 7).version, 1u);
+}
+
+// --- invariants --------------------------------------------------------------------------------
+
+TEST_F(GpuTierTest, HeldBytesStayWhatTheyAre) {
+  t_.UseGpu(8 * kMiB);
+  t_.Open();
+  Put("held", 5, 1);
+  const ValueRef held = t_.Hold("held");
+  ASSERT_NE(held->device(), nullptr);
+  PutAll(0, 100);
+  t_.Erase("held");
+  PutAll(0, 100);
+  EXPECT_EQ(Generation(held->extent().slot), held->extent().generation);
+  const ValueRef fetched = t_.Fetch(held);
+  ASSERT_TRUE(fetched);
+  EXPECT_EQ(CheckStamped(fetched->data(), fetched->length(), 5), "");
+}
+
+TEST_F(GpuTierTest, TheGenerationChangesBeforeAnExtentIsWrittenAnew) {
+  t_.UseGpu(8 * kMiB);
+  t_.Open();
+  Put("key", 5, 1);
+  const Extent before = t_.Hold("key")->extent();
+  Put("key", 5, 2);
+  EXPECT_NE(Generation(before.slot), before.generation);
+  // One that moved away.
+  const Extent second = t_.Hold("key")->extent();
+  PutAll(0, 100);
+  ASSERT_EQ(t_.TierOf("key"), "dram");
+  EXPECT_NE(Generation(second.slot), second.generation);
+}
+
+// What a client reserved and did not commit, a copy of its may be on the way to.
+TEST_F(GpuTierTest, AReservationGivenUpIsNotReusedAtOnce) {
+  t_.UseGpu(8 * kMiB);
+  t_.tenant_options.policy = MaxmemoryPolicy::kNoEviction;
+  t_.Open();
+  auto given_up =
+      t_.tenant->ReserveInArena(TieredTenant::kGpuWriter, kLength, UnixNowMs(), Tier::kGpu);
+  ASSERT_TRUE(given_up);
+  const Extent extent = given_up->extent();
+  ASSERT_NE(extent.region->device(), nullptr);
+  given_up->Abort();
+  t_.tenant->Maintain(UnixNowMs());
+  const auto overlaps = [&](const Extent& other) {
+    return other.region == extent.region && other.offset < extent.offset + extent.length &&
+           extent.offset < other.offset + other.length;
+  };
+  std::vector<WriteHandle> taken;
+  for (;;) {
+    auto handle =
+        t_.tenant->ReserveInArena(TieredTenant::kGpuWriter, kLength, UnixNowMs(), Tier::kGpu);
+    ASSERT_TRUE(handle);
+    if (handle->extent().region->device() == nullptr) break;
+    EXPECT_FALSE(overlaps(handle->extent()));
+    taken.push_back(std::move(*handle));
+  }
+  // But later.
+  EXPECT_TRUE(Eventually([&] {
+    t_.tenant->Maintain(UnixNowMs());
+    auto handle =
+        t_.tenant->ReserveInArena(TieredTenant::kGpuWriter, kLength, UnixNowMs(), Tier::kGpu);
+    const bool again = handle && overlaps(handle->extent());
+    if (handle && handle->extent().region->device() != nullptr) taken.push_back(std::move(*handle));
+    return again;
+  }));
+}
+
+// A session asks its own tenant's pool alone, and no region is of two.
+TEST_F(GpuTierTest, RegionsAreOfOneTenant) {
+  t_.UseGpu(8 * kMiB);
+  t_.Open();
+  auto other = Tenant::Create(t_.tenant_options);
+  ASSERT_TRUE(other) << other.error().message;
+  Put("key", 5, 1);
+  auto theirs =
+      (*other)->ReserveInArena(TieredTenant::kGpuWriter, kLength, UnixNowMs(), Tier::kGpu);
+  ASSERT_TRUE(theirs);
+  const uint32_t mine = t_.Hold("key")->extent().region->id();
+  const uint32_t their_id = theirs->extent().region->id();
+  EXPECT_NE(mine, their_id);
+  EXPECT_NE(t_.tenant->pool().FindRegion(mine), nullptr);
+  EXPECT_EQ((*other)->pool().FindRegion(mine), nullptr);
+  EXPECT_EQ(t_.tenant->pool().FindRegion(their_id), nullptr);
+  theirs->Abort();
+}
+
+// --- failures ----------------------------------------------------------------------------------
+
+TEST_F(GpuTierTest, AFailedCopyLosesNothing) {
+  t_.UseGpu(8 * kMiB);
+  t_.Open();
+  Put("key", 5, 1);
+  gpu().FailNext(1);
+  EXPECT_FALSE(t_.Fetch(t_.Hold("key")));
+  EXPECT_EQ(t_.Get("key", 5).version, 1u);
+  gpu().FailNext(5);
+  for (uint64_t key = 0; key < 100; ++key) {
+    t_.Set(Numbered(key), key, 1);
+    Promote(Numbered(key));
+  }
+  EXPECT_GT(stats().failed, 5u);
+  for (uint64_t key = 0; key < 100; ++key) EXPECT_EQ(t_.Get(Numbered(key), key).version, 1u);
+  EXPECT_EQ(stats().lost, 0u);
+  ExpectExactCounts(t_.tenant->keyspace(), UnixNowMs());
+}
+
+TEST_F(GpuTierTest, ALostDeviceCostsItsKeysAndNothingElse) {
+  t_.UseGpu(16 * kMiB, 2);
+  std::vector<std::string> notes;
+  t_.tenant_options.gpu.note = [&](const std::string& line) { notes.push_back(line); };
+  t_.Open();
+  for (uint64_t key = 0; key < 30; ++key) Put(Numbered(key), key, 1, kLength, 1 + key % 2);
+  for (uint64_t key = 30; key < 40; ++key) t_.Set(Numbered(key), key, 1);
+  Put("reserved", 1, 1, kLength, 1);
+  ValueRef held = t_.Hold(Numbered(0));
+  auto reserved =
+      t_.tenant->ReserveInArena(TieredTenant::kGpuWriter, kLength, UnixNowMs(), {Tier::kGpu, 1});
+  gpu(0).Die();
+  EXPECT_TRUE(Eventually([&] {
+    t_.KeepUp();
+    return t_.TierOf(Numbered(0)).empty();
+  }));
+  for (uint64_t key = 0; key < 40; ++key) {
+    const bool lost = key < 30 && key % 2 == 0;
+    EXPECT_EQ(t_.Get(Numbered(key), key).version.has_value(), !lost) << key;
+  }
+  EXPECT_EQ(stats().lost, 16u);
+  ASSERT_EQ(notes.size(), 1u);
+  EXPECT_NE(notes[0].find(gpu(0).name()), std::string::npos);
+  // What was being written goes the same way; what is new goes elsewhere.
+  ASSERT_TRUE(reserved);
+  {
+    ValueRef late = std::move(*reserved).Publish();
+    KeyLock lock(t_.tenant->keyspace(), "late", UnixNowMs());
+    lock.key.SetBulk(std::move(late));
+  }
+  EXPECT_TRUE(Eventually([&] {
+    t_.KeepUp();
+    return t_.TierOf("late").empty();
+  }));
+  Put("new", 9, 1, kLength, 1);
+  EXPECT_EQ(t_.TierOf("new"), "dram");
+  Put("other", 9, 1);
+  EXPECT_EQ(t_.Hold("other")->device(), &gpu(1));
+  // Its memory goes when nobody refers to it.
+  EXPECT_GT(gpu(0).allocated(), 0u);
+  held.Reset();
+  EXPECT_TRUE(Eventually([&] {
+    t_.KeepUp();
+    return gpu(0).allocated() == 0;
+  }));
+  ExpectExactCounts(t_.tenant->keyspace(), UnixNowMs());
+}
+
+TEST_F(GpuTierTest, WhoReadsFromALostDeviceMisses) {
+  t_.UseGpu(16 * kMiB);
+  t_.Open();
+  Put("key", 5, 1);
+  gpu().Stop(true);
+  std::atomic<int> answers{0};
+  t_.tenant->gpu()->Fetch(t_.Hold("key"), false, [&](const ValueRef& value) {
+    EXPECT_FALSE(value);
+    ++answers;
+  });
+  gpu().Lose();
+  EXPECT_TRUE(Eventually([&] { return answers == 1; }));
+  EXPECT_EQ(t_.TierOf("key"), "");
+  EXPECT_EQ(stats().lost, 1u);
+}
+
+TEST_F(GpuTierTest, WhatIsOnTheSsdTooOutlivesItsDevice) {
+  t_.ssd = true;
+  t_.options.write_through = true;
+  t_.UseGpu(16 * kMiB);
+  t_.Open();
+  PutAll(0, 30);
+  EXPECT_TRUE(Eventually([&] { return t_.stats().demotions == 30; }));
+  ASSERT_EQ(Places(30)["gpu"], 30);
+  gpu().Lose();
+  EXPECT_TRUE(Eventually([&] {
+    t_.KeepUp();
+    return Places(30)["ssd"] == 30;
+  }));
+  for (uint64_t key = 0; key < 30; ++key) EXPECT_EQ(t_.Get(Numbered(key), key).version, 1u);
+}
+
+TEST_F(GpuTierTest, AnEndLeavesNobodyWaiting) {
+  t_.UseGpu(16 * kMiB);
+  t_.Open();
+  Put("a", 1, 1);
+  Put("b", 2, 1);
+  gpu().Stop(true);
+  const uint64_t before = gpu().copies();
+  std::atomic<int> answers{0};
+  for (const char* name : {"a", "b"}) {
+    for (int i = 0; i < 3; ++i) {
+      t_.tenant->gpu()->Fetch(t_.Hold(name), false, [&](const ValueRef&) { ++answers; });
+      if (i == 0) {
+        EXPECT_TRUE(Eventually([&] { return gpu().copies() > before + (*name == 'b' ? 1 : 0); }));
+      }
+    }
+  }
+  std::thread release([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    gpu().Stop(false);
+  });
+  t_.tenant->CloseMoves();
+  release.join();
+  EXPECT_EQ(answers, 6);
+}
+
+TEST_F(GpuTierTest, FlushingFreesIt) {
+  t_.UseGpu(16 * kMiB);
+  t_.Open();
+  PutAll(0, 60);
+  t_.tenant->keyspace().Clear();
+  EXPECT_EQ(gpu_bytes(), 0u);
+  PutAll(0, 60);
+  EXPECT_EQ(Places(60)["gpu"], 60);
+  // As does a change of partitions, in between.
+  t_.tenant->keyspace().SetPartitions(PartitionsOf("k prefix=key:1: dram=0.2"));
+  ExpectExactCounts(t_.tenant->keyspace(), UnixNowMs());
+}
+
+// Invariant 8 within memory: a value that is overwritten or deleted while it moves stays so.
+TEST_F(GpuTierTest, WhatChangesWhileItMovesStaysChanged) {
+  Random random;
+  SCOPED_TRACE(random.Replay());
+  t_.ssd = random.Chance(0.5);
+  t_.tenant_options.quota_bytes = 16 * kMiB;
+  t_.UseGpu(4 * kMiB, 2);
+  t_.upkeep_runs = true;
+  t_.Open();
+  const Upkeep upkeep({t_.tenant.get()});
+  std::atomic<uint64_t> wrong{0}, served{0};
+  std::vector<std::thread> threads;
+  for (int number = 0; number < 3; ++number) {
+    threads.emplace_back([&, number, seed = random.Next()] {
+      Random mine(seed);
+      std::map<uint64_t, uint64_t> versions;
+      uint64_t next = 0;
+      for (int step = 0; step < Steps(3000); ++step) {
+        const uint64_t key = mine.Below(60);
+        const std::string name = std::to_string(number) + Numbered(key);
+        const uint64_t what = mine.Below(10);
+        if (what < 4) {
+          t_.Set(name, key, ++next, mine.Between(3, 20'000) * 8,
+                 what < 2 ? Tier::kGpu : Tier::kDram);
+          versions[key] = next;
+        } else if (what < 5) {
+          t_.Erase(name);
+          versions.erase(key);
+        } else if (what < 6) {
+          if (ValueRef value = t_.Hold(name)) {
+            t_.tenant->gpu()->Promote(std::move(value), 1 + mine.Below(3));
+          }
+        } else if (what < 7 && mine.Chance(0.3)) {
+          const ValueRef value = t_.Hold(name);
+          if (value && value->device() != nullptr) t_.Fetch(value, true);
+        } else {
+          const auto found = t_.Get(name, key);
+          if (!found.version) continue;
+          ++served;
+          const auto known = versions.find(key);
+          if (known == versions.end() || known->second != *found.version) ++wrong;
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0u);
+  EXPECT_GT(served, 100u);
+  EXPECT_GT(stats().demotions, 5u);
+  EXPECT_GT(stats().promotions, 5u);
+  EXPECT_GT(stats().fetches, 20u);
+  EXPECT_EQ(stats().lost, 0u);
+  t_.Settle();
+  ExpectExactCounts(t_.tenant->keyspace(), UnixNowMs());
+}
+
+}  // namespace
+}  // namespace moonpool::storage
