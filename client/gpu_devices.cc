@@ -15,6 +15,9 @@ namespace {
 
 // Beyond that many ranges the driver is asked again: searching would cost as much.
 constexpr size_t kMostKnown = 64;
+// Devices map memory in blocks of at least this size and alignment (CUDA driver API, section 6.14,
+// cuMemGetAllocationGranularity): what has a host address in it has no other.
+constexpr uintptr_t kWindow = 64 << 10;
 
 struct Opened {
   Mutex mu;
@@ -112,6 +115,7 @@ Status MemoryLookup::DeviceOf(const void* address, gpu::Device** device) {
     return {};
   }
   *device = nullptr;
+  if (at / kWindow == host_window_) return {};
   std::span<gpu::Device* const> all;
   KnownMemory found;
   if (doubles_in_use.load(std::memory_order_relaxed)) {
@@ -123,7 +127,10 @@ Status MemoryLookup::DeviceOf(const void* address, gpu::Device** device) {
     if (choice_ == Options::GpuChoice::kNo) return Unusable("GPUs are switched off: pass gpu=auto");
   } else {
     const std::optional<gpu::DeviceMemory> memory = gpu::FindDeviceMemory(address);
-    if (!memory) return {};
+    if (!memory) {
+      host_window_ = at / kWindow;
+      return {};
+    }
     if (Status opened = OpenGpuDevices(choice_, &all); !opened.ok()) {
       return Unusable(opened.message);
     }

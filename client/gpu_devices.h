@@ -56,6 +56,7 @@ class MemoryLookup {
   const Options::GpuChoice choice_;
   std::vector<KnownMemory> known_;
   size_t last_ = 0;  // of known_, the one found last
+  uintptr_t host_window_ = UINTPTR_MAX;  // the last that has no device memory in it
 };
 
 }  // namespace moonpool::client

@@ -237,7 +237,7 @@ bool GpuTransfer::in_flight(size_t key) const {
   return state_->in_flight[key];
 }
 
-const KeyResult& GpuTransfer::result(size_t key) const {
+KeyResult GpuTransfer::result(size_t key) const {
   MutexLock lock(state_->mu);
   return state_->results[key];
 }

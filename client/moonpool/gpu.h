@@ -108,7 +108,7 @@ class MOONPOOL_API GpuTransfer {
 
   // False when the key's result was known without waiting: a miss, an error, or all is done.
   bool in_flight(size_t key) const;
-  const KeyResult& result(size_t key) const;
+  KeyResult result(size_t key) const;
   // Whether all are known; does not wait.
   bool Done();
   // Waits until they are.  Of a write: until the values have been committed.
