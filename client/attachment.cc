@@ -64,26 +64,20 @@ Result<std::unique_ptr<Attachment>> Attachment::Connect(const std::string& addre
 Attachment::~Attachment() = default;
 
 void Attachment::Gone(NodeMemory& memory, uint32_t region) {
-  std::shared_ptr<Mapping> mapping = memory.Find(region);
   memory.Remove(region);
   std::erase(arenas_, region);
-  if (mapping != nullptr && mapping->device() != nullptr) {
-    leaving_.emplace_back(region, mapping);
-    mapping = nullptr;
-    return SayWhatLeft();
-  }
-  mapping = nullptr;
-  SayUnmapped(region);
+  gone_.push_back(region);
+  SayWhatLeft(memory);
 }
 
-void Attachment::SayWhatLeft() {
-  for (size_t i = 0; i < leaving_.size();) {
-    if (!leaving_[i].second.expired()) {
+void Attachment::SayWhatLeft(NodeMemory& memory) {
+  for (size_t i = 0; i < gone_.size();) {
+    if (memory.InUse(gone_[i])) {
       ++i;
       continue;
     }
-    SayUnmapped(leaving_[i].first);
-    leaving_.erase(leaving_.begin() + static_cast<ptrdiff_t>(i));
+    SayUnmapped(gone_[i]);
+    gone_.erase(gone_.begin() + static_cast<ptrdiff_t>(i));
   }
 }
 
@@ -178,7 +172,7 @@ std::shared_ptr<Mapping> Attachment::Map(NodeMemory& memory, uint32_t region, bo
 
 void Attachment::Pump(NodeMemory& memory) {
   MutexLock lock(mu_);
-  SayWhatLeft();
+  SayWhatLeft(memory);
   while (alive_) {
     char probe;
     const ssize_t n = recv(fd_.get(), &probe, 1, MSG_PEEK | MSG_DONTWAIT);

@@ -7,7 +7,6 @@
 #include <atomic>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "client/moonpool/client.h"
@@ -51,8 +50,8 @@ class Attachment {
   bool Receive(NodeMemory& memory, protocol::ReceivedAttachMessage* message) REQUIRES(mu_);
   void Gone(NodeMemory& memory, uint32_t region) REQUIRES(mu_);
   void SayUnmapped(uint32_t region) REQUIRES(mu_);
-  // Says so of device memory that nobody uses any more.
-  void SayWhatLeft() REQUIRES(mu_);
+  // Says so of what no copy uses any more.
+  void SayWhatLeft(NodeMemory& memory) REQUIRES(mu_);
   std::shared_ptr<Mapping> Import(NodeMemory& memory,
                                   const protocol::ReceivedAttachMessage& answer,
                                   Options::GpuChoice gpu);
@@ -63,8 +62,7 @@ class Attachment {
   uint64_t epoch_ = 0;
   std::shared_ptr<Mapping> generations_;
   std::vector<uint32_t> arenas_ GUARDED_BY(mu_);
-  // Device memory that the server wants back while copies use it.
-  std::vector<std::pair<uint32_t, std::weak_ptr<Mapping>>> leaving_ GUARDED_BY(mu_);
+  std::vector<uint32_t> gone_ GUARDED_BY(mu_);  // of which the server has not been told yet
 };
 
 }  // namespace moonpool::client

@@ -83,6 +83,14 @@ void NodeMemory::Remove(uint32_t region) {
   if (found == regions_.end()) return;
   removed = std::move(found->second);
   regions_.erase(found);
+  std::erase_if(leaving_, [](const auto& leaving) { return leaving.second.expired(); });
+  if (removed->device() != nullptr) leaving_[region] = removed;
+}
+
+bool NodeMemory::InUse(uint32_t region) const {
+  MutexLock lock(mu_);
+  const auto found = leaving_.find(region);
+  return found != leaving_.end() && !found->second.expired();
 }
 
 void NodeMemory::CannotImport(uint32_t region, std::string why) {

@@ -78,6 +78,9 @@ class NodeMemory {
   // Forgets the region; users that hold the mapping keep it.
   void Remove(uint32_t region);
 
+  // Whether a copy still uses memory of a device that was removed, whichever connection's it is.
+  bool InUse(uint32_t region) const;
+
   // A device's region that could not be imported is not tried again; the last error stays.
   void CannotImport(uint32_t region, std::string why);
   bool importable(uint32_t region) const;
@@ -88,6 +91,8 @@ class NodeMemory {
   const std::shared_ptr<Mapping> generations_;
   mutable Mutex mu_;
   std::unordered_map<uint32_t, std::shared_ptr<Mapping>> regions_ GUARDED_BY(mu_);
+  // Of devices, and removed while somebody held them.
+  std::unordered_map<uint32_t, std::weak_ptr<Mapping>> leaving_ GUARDED_BY(mu_);
   std::unordered_set<uint32_t> not_importable_ GUARDED_BY(mu_);
   std::string import_error_ GUARDED_BY(mu_);
 };
