@@ -1,6 +1,7 @@
 // Server: GPUs, if there are any; and INFO gpu.
 #include <spdlog/fmt/fmt.h>
 
+#include "gpu/cuda.h"
 #include "server/command_families.h"
 #include "server/gpus.h"
 #include "server/log.h"
@@ -20,7 +21,7 @@ Status Server::OpenGpus() {
     gpu_off_ = "shm is 'no', and clients get memory of GPUs over the attach socket";
   }
   if (!gpu_off_.empty()) {
-    if (wanted == "yes") Log(LogLevel::kWarning, "GPUs are not used: {}", gpu_off_);
+    Log(wanted == "yes" ? LogLevel::kWarning : LogLevel::kNotice, "GPUs are not used: {}", gpu_off_);
     return {};
   }
   Gpus::Options options;
@@ -55,6 +56,7 @@ void GpuSection(Context& c, std::string& out) {
   };
   const Gpus* const gpus = c.server.gpus();
   row("gpu", gpus == nullptr ? "off" : "on");
+  row("gpu_built_with_cuda", gpu::BuiltWithCuda() ? "yes" : "no");
   if (gpus == nullptr) return row("gpu_reason", c.server.gpu_off());
   const auto memories = gpus->memories();
   row("gpu_devices", gpus->devices().size());

@@ -1,6 +1,7 @@
 // The server's GPU tier, over the double and over a GPU: what sessions are given, and that everybody
 // else reads the same values.
 #include <gtest/gtest.h>
+#include <spdlog/spdlog.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -140,6 +141,10 @@ class GpuSession : public RawSession {
 
 class GpuServerTest : public testing::TestWithParam<gpu::Kind> {
  protected:
+  GpuServerTest() {
+    // The thread sanitizer does not see into its library: no thread is to be the first that logs.
+    spdlog::default_logger();
+  }
   // False: there are not so many devices here.
   bool HasDevices(size_t count) {
     if (GetParam() == gpu::Kind::kDouble) {

@@ -488,7 +488,7 @@ TEST_F(GpuTierTest, WhatChangesWhileItMovesStaysChanged) {
   SCOPED_TRACE(random.Replay());
   t_.ssd = random.Chance(0.5);
   t_.tenant_options.quota_bytes = 16 * kMiB;
-  t_.UseGpu(4 * kMiB, 2);
+  t_.UseGpu(2 * kMiB, 2);
   t_.upkeep_runs = true;
   t_.Open();
   const Upkeep upkeep({t_.tenant.get()});
