@@ -210,7 +210,7 @@ struct Missing {
   };
   std::vector<Value> values;  // on the SSD
   // What came up for this command, by version: good for it even where memory was too short to keep it.
-  std::span<const std::pair<uint64_t, std::shared_ptr<storage::ValueRef>>> came_up;
+  std::span<const std::pair<uint64_t, storage::ValueRef>> came_up;
   uint64_t memory_bytes = 0;
   bool final = false;    // this is the last try: what is still missing will not come
   bool refused = false;  // and so the command cannot be carried out
@@ -218,7 +218,7 @@ struct Missing {
   // The bytes of the value that is at `place`, if they came up.
   storage::BulkValue* CameUp(const storage::SsdPlace& place) const {
     for (const auto& [id, value] : came_up) {
-      if (id == place.id) return value->get();
+      if (id == place.id) return value.get();
     }
     return nullptr;
   }

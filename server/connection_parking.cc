@@ -6,6 +6,7 @@
 // Nothing else of the connection runs meanwhile, so its pipeline keeps its order; but what the
 // commands behind the first will miss is asked for as well.
 #include <algorithm>
+#include <iterator>
 
 #include "server/connection.h"
 #include "server/loop.h"
@@ -48,19 +49,29 @@ void Connection::Wait(std::unique_ptr<Parked> parked, bool again) {
   if (!suspended_) event_del(&read_event_);
   suspended_ = true;
   parked->tries += missing.values.empty() ? 0 : 1;
-  parked->waiting = missing.values.size() + (missing.memory_bytes != 0 ? 1 : 0);
+  parked->waiting = (missing.values.empty() ? 0 : 1) + (missing.memory_bytes != 0 ? 1 : 0);
   parked_ = std::move(parked);
+  const auto arrivals = std::make_shared<Arrivals>();
+  {
+    MutexLock lock(arrivals->mu);
+    arrivals->waiting = missing.values.size();
+    arrivals->values.reserve(missing.values.size());
+  }
   for (const Missing::Value& value : missing.values) {
     tenant_->ssd()->Load(
         value.hash, value.place, storage::SsdTier::Why::kWanted,
-        [&loop = loop_, id = id_, version = value.place.id](const storage::SsdTier::Loaded& loaded) {
+        [&loop = loop_, id = id_, version = value.place.id,
+         arrivals](const storage::SsdTier::Loaded& loaded) {
           using LoadError = storage::SsdTier::LoadError;
-          const bool failed =
-              loaded.error == LoadError::kNoMemory || loaded.error == LoadError::kDisk;
-          std::shared_ptr<storage::ValueRef> came;
-          if (loaded.value) came = std::make_shared<storage::ValueRef>(loaded.value.Share());
-          loop.Post([&loop, id, version, came = std::move(came), failed] {
-            if (Connection* c = loop.Find(id)) c->ValueCameUp(version, came, failed);
+          {
+            MutexLock lock(arrivals->mu);
+            arrivals->failed |=
+                loaded.error == LoadError::kNoMemory || loaded.error == LoadError::kDisk;
+            if (loaded.value) arrivals->values.emplace_back(version, loaded.value.Share());
+            if (--arrivals->waiting > 0) return;
+          }
+          loop.Post([&loop, id, arrivals] {
+            if (Connection* c = loop.Find(id)) c->ValuesCameUp(*arrivals);
           });
         });
   }
@@ -83,11 +94,13 @@ void Connection::Wait(std::unique_ptr<Parked> parked, bool again) {
   missing.Clear();
 }
 
-void Connection::ValueCameUp(uint64_t version, std::shared_ptr<storage::ValueRef> value,
-                             bool failed) {
+void Connection::ValuesCameUp(Arrivals& arrivals) {
   if (closed_ || parked_ == nullptr) return;
-  if (value != nullptr) parked_->values.emplace_back(version, std::move(value));
-  parked_->failed |= failed;
+  {
+    MutexLock lock(arrivals.mu);
+    std::move(arrivals.values.begin(), arrivals.values.end(), std::back_inserter(parked_->values));
+    parked_->failed |= arrivals.failed;
+  }
   if (--parked_->waiting == 0) RunAgain();
 }
 

@@ -7,11 +7,25 @@
 #include <deque>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "protocol/mutex.h"
 #include "server/command.h"
 
 namespace moonpool::server {
+
+// By version; pinned until the command has run.
+using CameUp = std::vector<std::pair<uint64_t, storage::ValueRef>>;
+
+// Values on their way up for one command: the last to come tells its loop, once for all.
+// Threads: any.
+struct Arrivals {
+  Mutex mu;
+  size_t waiting GUARDED_BY(mu) = 0;
+  CameUp values GUARDED_BY(mu);
+  bool failed GUARDED_BY(mu) = false;  // something will not come
+};
 
 struct Parked {
   const Command* command = nullptr;
@@ -19,9 +33,8 @@ struct Parked {
   std::string text;  // the short arguments' bytes
   std::deque<Body> bodies;
   std::vector<Argument> arguments;
-  // What came up, by version; pinned until the command has run.
-  std::vector<std::pair<uint64_t, std::shared_ptr<storage::ValueRef>>> values;
-  size_t waiting = 0;      // for so many more, or for memory
+  CameUp values;
+  int waiting = 0;         // for values, for memory, or for both
   int tries = 0;
   int64_t until_ms = 0;    // how long it waits for memory; 0: it did not yet
   bool failed = false;     // something will not come
