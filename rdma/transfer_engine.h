@@ -5,8 +5,8 @@
 //    chain per lane.
 // 3. When all slices of a checked value are posted, and those that are not complete are on one
 // lane,
-//    a READ of its generation follows them there, fenced.  Otherwise it is read when all are
-//    complete, on any lane.  Either way it is after the last of the value's bytes, and slots that
+//    a READ of its generation follows them there, fenced (but for iWARP, which cannot).  Otherwise it
+//    is read when all are complete, on any lane.  Either way it is after the last of the value's bytes, and slots that
 //    are near each other are read together.
 // 4. A lane that fails gives its slices back as they are flushed; the others take them.  Nothing
 // that
