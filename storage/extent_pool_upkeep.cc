@@ -18,6 +18,7 @@ bool ExtentPool::Maintain(uint64_t populate_bytes) {
     }
     if (!grow) continue;
     // Ahead of need only; when the budget has no room, reservations will find out themselves.
+    MutexLock adding(adding_);
     [[maybe_unused]] const Status added = AddRegion({Region::Kind::kShared, kNoSession, tier}, 1);
   }
   const bool populated = PopulateSlice(populate_bytes);
