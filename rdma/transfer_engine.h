@@ -33,8 +33,9 @@ struct EngineOptions {
   uint64_t window_bytes = 16 << 20;       // under way on one lane
   uint64_t staging_bytes = 8 << 20;       // for local memory that is not registered
   uint32_t tries = 4;                     // of one slice
-  // A lane on which nothing ends for so long has failed, when there is another one; and when there is
-  // none.  (The NIC gives up by itself at some time, too.)
+  // A lane on which nothing ends for so long has failed: when another one is open on which something
+  // does, or nothing is under way; and when there is none.  (The NIC gives up by itself at some time,
+  // too.)
   int64_t stall_ms = 100;
   int64_t lone_stall_ms = 5000;
   int64_t drain_ms = 50;  // one that does not flush what is posted is destroyed
