@@ -81,7 +81,7 @@ void Lane::Sign(WorkRequest* request) {
 
 void Lane::Add(WorkRequest::Kind kind, std::span<const Piece> pieces, uint64_t remote_address,
                uint32_t remote_key, bool fenced, const Ticket& ticket) {
-  const uint32_t requests = kind == WorkRequest::Kind::kWrite && false ? 2 : 1;
+  const uint32_t requests = kind == WorkRequest::Kind::kWrite && iwarp_ ? 2 : 1;
   MOONPOOL_CHECK(open() && room() >= requests && pieces.size() <= max_pieces_ &&
                  !(fenced && iwarp_));
   if (requests == 1) {

@@ -25,7 +25,7 @@ void Service::StartMove(const std::vector<BufferTransfer>& batch, Done done) {
   // A READ over iWARP takes remote write access to where it lands, which the pool never has.
   const bool copies = batch[0].direction == Transfer::Direction::kRead &&
                       std::any_of(nics_.nics().begin(), nics_.nics().end(), [](const Nic& nic) {
-                        return nic.protocol != Protocol::kIwarp;
+                        return nic.protocol == Protocol::kIwarp;
                       });
   std::vector<TransferItem> items(batch.size());
   for (size_t i = 0; i < batch.size(); ++i) {
