@@ -46,6 +46,12 @@ void AddPieces(char* to, const Source& source, std::vector<Copier::Piece>* piece
 
 }  // namespace
 
+uint32_t ChecksumOf(const Source& source) {
+  uint32_t crc = 0;
+  for (const ConstBuffer& piece : source.pieces) crc = protocol::Crc32c(crc, piece.data, piece.size);
+  return crc;
+}
+
 size_t OptionWords(const PutOptions& options) {
   return (options.if_absent || options.if_present ? 1 : 0) + (options.ttl_ms > 0 ? 2 : 0) +
          (options.prefer.empty() ? 0 : 2);
@@ -80,17 +86,24 @@ std::vector<KeyResult> ClientImpl::PutFrom(std::span<const std::string_view> key
   }
   batch.pending.resize(keys.size());
   for (size_t i = 0; i < keys.size(); ++i) batch.pending[i] = i;
+  uint64_t bytes = 0;
+  for (const Source& source : sources) bytes += source.bytes;
+  std::optional<Transport> chosen;  // of rdma and tcp, once there is a choice
   const Status status = WithChannel([&](Channel& channel) {
     if (channel.shm()) {
       if (!AllocateAndPush(channel, batch, options)) return false;
     } else if (RdmaSession* rdma = QueuePairs(channel)) {
-      if (!LetServerRead(channel, *rdma, batch, options)) return false;
+      bulk_threshold_.store(channel.limits().bulk_threshold, std::memory_order_relaxed);
+      // SET has no PREFER.
+      if (!chosen && options.prefer.empty()) chosen = ChooseFor(write_pace_, bytes);
+      if (chosen != Transport::kTcp && !LetServerRead(channel, *rdma, batch, options)) return false;
     } else if (!channel.usable()) {
       return false;  // a token was asked for over it
     }
     return batch.pending.empty() || SetOverTcp(channel, batch, options);
   });
   for (const size_t index : batch.pending) batch.Error(index, status);
+  if (chosen) Learn(write_pace_, *chosen, bytes, batch);
   return results;
 }
 
@@ -182,11 +195,7 @@ bool ClientImpl::AllocateAndPush(Channel& channel, PutBatch& batch, const PutOpt
         return true;
       }
       AddPieces(allocation.mapping->data() + allocation.offset, source, &pieces);
-      if (options_.checksum) {
-        for (const ConstBuffer& piece : source.pieces) {
-          allocation.crc = protocol::Crc32c(allocation.crc, piece.data, piece.size);
-        }
-      }
+      if (options_.checksum) allocation.crc = ChecksumOf(source);
       return false;
     });
     // Into fresh extents, which nobody reads yet.
