@@ -276,6 +276,7 @@ Stats ClientImpl::stats() const {
   stats.cuda = per_transport(Transport::kCuda);
   stats.inline_values = get(counters_.inline_values);
   stats.fallbacks = get(counters_.fallbacks);
+  stats.tcp_by_choice = get(counters_.tcp_by_choice);
   stats.generation_retries = get(counters_.generation_retries);
   stats.reconnects = get(counters_.reconnects);
   stats.attach_failures = get(counters_.attach_failures);
@@ -293,6 +294,36 @@ Stats ClientImpl::stats() const {
   return stats;
 }
 
-Transport ClientImpl::transport() const { return in_use_.load(std::memory_order_relaxed); }
+Transport ClientImpl::transport() const {
+  const Transport in_use = in_use_.load(std::memory_order_relaxed);
+  const bool open = options_.transport == Options::TransportChoice::kAuto;
+  return in_use == Transport::kRdma && open ? read_pace_.preferred() : in_use;
+}
+
+// --- RDMA or tcp -------------------------------------------------------------------------------
+
+Transport ClientImpl::ChooseFor(Pace& pace, uint64_t bytes) {
+  if (options_.transport != Options::TransportChoice::kAuto) return Transport::kRdma;
+  return pace.Choose(bytes);
+}
+
+template <typename Item>
+void ClientImpl::Learn(Pace& pace, Transport chosen, uint64_t bytes, const Batch<Item>& batch) {
+  const uint64_t threshold = bulk_threshold_.load(std::memory_order_relaxed);
+  uint64_t moved = 0;
+  uint64_t values = 0;
+  for (const KeyResult& result : batch.results) {
+    if (!result.ok() || result.bytes < threshold) continue;
+    moved += result.bytes;
+    ++values;
+  }
+  if (chosen == Transport::kTcp) {
+    counters_.tcp_by_choice.fetch_add(values, std::memory_order_relaxed);
+  }
+  if (options_.transport != Options::TransportChoice::kAuto) return;
+  pace.Took(chosen, bytes, moved, Clock::now() - batch.start);
+}
+template void ClientImpl::Learn(Pace&, Transport, uint64_t, const Batch<Target>&);
+template void ClientImpl::Learn(Pace&, Transport, uint64_t, const Batch<Source>&);
 
 }  // namespace moonpool::client

@@ -24,6 +24,7 @@
 #include "client/gpu_devices.h"
 #include "client/gpu_work.h"
 #include "client/moonpool/client.h"
+#include "client/pace.h"
 #include "protocol/mutex.h"
 
 namespace moonpool::client {
@@ -62,6 +63,7 @@ struct Counters {
   std::atomic<uint64_t> bytes_written[kTransports] = {};
   std::atomic<uint64_t> inline_values{0};
   std::atomic<uint64_t> fallbacks{0};
+  std::atomic<uint64_t> tcp_by_choice{0};
   std::atomic<uint64_t> generation_retries{0};
   std::atomic<uint64_t> reconnects{0};
   std::atomic<uint64_t> attach_failures{0};
@@ -101,6 +103,9 @@ std::vector<std::span<const size_t>> Chunks(std::span<const size_t> keys, size_t
   }
   return chunks;
 }
+
+// crc32c, as readers check it.
+uint32_t ChecksumOf(const Source& source);
 
 // What KV.ALLOC and KV.WRITE say behind their keys, and how many words that is.
 size_t OptionWords(const PutOptions& options);
@@ -213,6 +218,12 @@ class ClientImpl {
   using GetBatch = Batch<Target>;
   using PutBatch = Batch<Source>;
 
+  // What a batch of about `bytes` takes where there are queue pairs; as the caller has it, if so.
+  Transport ChooseFor(Pace& pace, uint64_t bytes);
+  // What became of the batch's large values, in the time since its start.
+  template <typename Item>
+  void Learn(Pace& pace, Transport chosen, uint64_t bytes, const Batch<Item>& batch);
+
   // Each does what it can of batch.pending and leaves there what is still to be done; false when
   // the stream failed.
   // `rdma`: over which to pull, when there is no shared memory.
@@ -310,6 +321,10 @@ class ClientImpl {
   const Options options_;
   const uint64_t forks_;
   Counters counters_;
+  Pace read_pace_;
+  Pace write_pace_;
+  // As the last server that was spoken to has it.
+  std::atomic<uint64_t> bulk_threshold_{UINT64_MAX};
   Copier copier_;
 
   mutable Mutex mu_;

@@ -14,6 +14,9 @@ namespace {
 
 // Below this a helper would arrive when everything is done.
 constexpr size_t kWorthHelp = 1 << 20;
+// From here on a copy goes past the caches: three quarters of the 32 MiB that cores of today's servers
+// share (what the system says is often the sum of all such caches).
+constexpr size_t kStreamed = 24 << 20;
 // What a thread takes at a time.
 constexpr size_t kChunk = 128 * 1024;
 // Rates are means over about so many copies; the slower way is tried so often.
@@ -23,6 +26,11 @@ constexpr uint32_t kProbeEvery = 32;
 constexpr uint32_t kTrials = 8;
 // Help takes another core's time: it must be faster by a quarter.
 constexpr uint32_t kMargin = 4;
+
+void CopyPiece(void* to, const void* from, size_t bytes, bool streamed) {
+  if (streamed) return protocol::RacyCopyStreaming(to, from, bytes);
+  protocol::RacyCopy(to, from, bytes);
+}
 
 }  // namespace
 
@@ -40,14 +48,15 @@ Copier::~Copier() {
 void Copier::Copy(std::span<const Piece> pieces) {
   size_t bytes = 0;
   for (const Piece& piece : pieces) bytes += piece.bytes;
-  const auto alone = [pieces] {
-    for (const Piece& piece : pieces) protocol::RacyCopy(piece.to, piece.from, piece.bytes);
+  const bool streamed = bytes >= kStreamed;
+  const auto alone = [pieces, streamed] {
+    for (const Piece& piece : pieces) CopyPiece(piece.to, piece.from, piece.bytes, streamed);
   };
   if (helpers_wanted_ <= 0 || bytes < kWorthHelp) return alone();
   const auto size_class = static_cast<size_t>(std::bit_width(bytes / kWorthHelp) - 1) / 2;
   Rates& rates = rates_[std::min(size_class, kSizeClasses - 1)];
   const auto start = std::chrono::steady_clock::now();
-  const bool helped = WantsHelp(rates) && CopyWithHelp(pieces);
+  const bool helped = WantsHelp(rates) && CopyWithHelp(pieces, streamed);
   if (!helped) alone();
   const auto took = std::chrono::duration_cast<std::chrono::microseconds>(
       std::chrono::steady_clock::now() - start);
@@ -68,8 +77,9 @@ bool Copier::WantsHelp(Rates& rates) const {
   return (helped >= alone + alone / kMargin) != probe;
 }
 
-bool Copier::CopyWithHelp(std::span<const Piece> pieces) {
+bool Copier::CopyWithHelp(std::span<const Piece> pieces, bool streamed) {
   Job job;
+  job.streamed = streamed;
   for (Piece piece : pieces) {
     while (piece.bytes > 0) {
       const size_t part = std::min(piece.bytes, kChunk);
@@ -103,7 +113,7 @@ void Copier::Job::Work() {
   for (;;) {
     const size_t index = next.fetch_add(1, std::memory_order_relaxed);
     if (index >= chunks.size()) return;
-    protocol::RacyCopy(chunks[index].to, chunks[index].from, chunks[index].bytes);
+    CopyPiece(chunks[index].to, chunks[index].from, chunks[index].bytes, streamed);
   }
 }
 

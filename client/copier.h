@@ -38,6 +38,7 @@ class Copier {
   // One large copy, on its caller's stack.
   struct Job {
     std::vector<Piece> chunks;
+    bool streamed = false;  // past the caches
     std::atomic<size_t> next{0};
     std::atomic<int> helpers{0};  // that may still touch it
     void Work();
@@ -52,7 +53,7 @@ class Copier {
 
   bool WantsHelp(Rates& rates) const;
   // False: the helpers are busy with another copy.
-  bool CopyWithHelp(std::span<const Piece> pieces);
+  bool CopyWithHelp(std::span<const Piece> pieces, bool streamed);
   void Help();
 
   const int helpers_wanted_;

@@ -21,8 +21,8 @@ struct Placed {
 
 void WordsOfWrite(RespStream& stream, std::span<const std::string_view> keys,
                   std::span<const Source> sources, std::span<const Placed> round,
-                  const PutOptions& options) {
-  stream.Begin(2 + round.size() * 4 + OptionWords(options));
+                  const PutOptions& options, bool checksum) {
+  stream.Begin(2 + round.size() * 4 + OptionWords(options) + (checksum ? 1 + round.size() : 0));
   stream.Word("KV.WRITE");
   stream.Word(static_cast<int64_t>(round.size()));
   for (const Placed& value : round) {
@@ -32,6 +32,11 @@ void WordsOfWrite(RespStream& stream, std::span<const std::string_view> keys,
     stream.Word(static_cast<int64_t>(sources[value.index].bytes));
   }
   SayOptions(stream, options);
+  if (!checksum) return;
+  stream.Word("CRC");
+  for (const Placed& value : round) {
+    stream.Word(static_cast<int64_t>(ChecksumOf(sources[value.index])));
+  }
 }
 
 // The bytes did not move; over RESP they can.
@@ -92,7 +97,7 @@ bool ClientImpl::LetServerRead(Channel& channel, RdmaSession& rdma, PutBatch& ba
       }
     }
     if (round.empty()) continue;
-    WordsOfWrite(stream, batch.keys, batch.items, round, options);
+    WordsOfWrite(stream, batch.keys, batch.items, round, options, options_.checksum);
     ReplyHeader reply;
     if (!stream.Flush() || !stream.Next(&reply)) return fail();
     batch.now = Clock::now();

@@ -85,12 +85,20 @@ std::vector<KeyResult> ClientImpl::GetInto(std::span<const std::string_view> key
 }
 
 void ClientImpl::Get(GetBatch& batch) {
+  uint64_t room = 0;
+  for (const Target& target : batch.items) room += Room(target);  // of strings it is not known
+  std::optional<Transport> chosen;  // of rdma and tcp, once there is a choice
   Status status;
   for (int attempt = 0; !batch.pending.empty() && status.ok(); ++attempt) {
     status = WithChannel([&](Channel& channel) {
       if (attempt < kPullAttempts) {
         if (channel.shm()) return LocateAndPull(channel, nullptr, batch);
-        if (RdmaSession* rdma = QueuePairs(channel)) return LocateAndPull(channel, rdma, batch);
+        if (RdmaSession* rdma = QueuePairs(channel)) {
+          bulk_threshold_.store(channel.limits().bulk_threshold, std::memory_order_relaxed);
+          if (!chosen) chosen = ChooseFor(read_pace_, room);
+          return *chosen == Transport::kTcp ? GetOverTcp(channel, batch)
+                                            : LocateAndPull(channel, rdma, batch);
+        }
         if (!channel.usable()) return false;  // a token was asked for over it
       }
       if (options_.transport != Options::TransportChoice::kTcp) {
@@ -101,6 +109,7 @@ void ClientImpl::Get(GetBatch& batch) {
   }
   for (const size_t index : batch.pending) batch.Error(index, status);
   batch.pending.clear();
+  if (chosen) Learn(read_pace_, *chosen, room, batch);
 }
 
 bool ClientImpl::LocateAndPull(Channel& channel, RdmaSession* rdma, GetBatch& batch) {

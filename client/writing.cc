@@ -37,6 +37,12 @@ void AddPieces(char* to, const Source& source, std::vector<Copier::Piece>* piece
 
 }  // namespace
 
+uint32_t ChecksumOf(const Source& source) {
+  uint32_t crc = 0;
+  for (const ConstBuffer& piece : source.pieces) crc = protocol::Crc32c(crc, piece.data, piece.size);
+  return crc;
+}
+
 size_t OptionWords(const PutOptions& options) {
   return (options.if_absent || options.if_present ? 1 : 0) + (options.ttl_ms > 0 ? 2 : 0) +
          (options.prefer.empty() ? 0 : 2);
@@ -89,6 +95,9 @@ void ClientImpl::Put(PutBatch& batch, const PutOptions& options) {
   if (options.prefer.find("gpu") != std::string::npos && DeviceMemoryPossible()) {
     gpu_wanted_.store(true, std::memory_order_relaxed);
   }
+  uint64_t bytes = 0;
+  for (const Source& source : batch.items) bytes += source.bytes;
+  std::optional<Transport> chosen;  // of rdma and tcp, once there is a choice
   const Status status = WithChannel([&](Channel& channel) {
     // A checksum is the processor's work: it needs the bytes in host memory.
     if (channel.shm() && !options_.checksum && !AllocateAndPush(channel, batch, options)) {
@@ -98,7 +107,12 @@ void ClientImpl::Put(PutBatch& batch, const PutOptions& options) {
       if (channel.shm()) {
         if (options_.checksum && !AllocateAndPush(channel, batch, options)) return false;
       } else if (RdmaSession* rdma = QueuePairs(channel)) {
-        if (!LetServerRead(channel, *rdma, batch, options)) return false;
+        bulk_threshold_.store(channel.limits().bulk_threshold, std::memory_order_relaxed);
+        // SET has no PREFER.
+        if (!chosen && options.prefer.empty()) chosen = ChooseFor(write_pace_, bytes);
+        if (chosen != Transport::kTcp && !LetServerRead(channel, *rdma, batch, options)) {
+          return false;
+        }
       } else if (!channel.usable()) {
         return false;  // a token was asked for over it
       }
@@ -107,6 +121,7 @@ void ClientImpl::Put(PutBatch& batch, const PutOptions& options) {
   });
   for (const size_t index : batch.pending) batch.Error(index, status);
   batch.pending.clear();
+  if (chosen) Learn(write_pace_, *chosen, bytes, batch);
 }
 
 // Large values, through this session's write arenas.  Leaves small ones, and those that found no
@@ -241,11 +256,7 @@ void ClientImpl::Push(Channel& channel, PutBatch& batch, std::vector<Allocation>
     } else {
       AddPieces(allocation.mapping->data() + allocation.offset, source, &pieces);
     }
-    if (options_.checksum) {
-      for (const ConstBuffer& piece : source.pieces) {
-        allocation.crc = protocol::Crc32c(allocation.crc, piece.data, piece.size);
-      }
-    }
+    if (options_.checksum) allocation.crc = ChecksumOf(source);
   }
   gpu.Submit();
   copier_.Copy(pieces);

@@ -55,7 +55,8 @@ bool TransferEngine::PostChecks() {
   look_for_checks_ = false;
   std::vector<Member> members;
   for (Lane* lane : lanes_) {
-    if (!lane->open() || lane->room() == 0 || lane->remote() == nullptr ||
+    // Over one that does not fence, what is behind the bytes may be read before them.
+    if (!lane->open() || !lane->fences_reads() || lane->room() == 0 || lane->remote() == nullptr ||
         lane->remote()->generations.length == 0) {
       continue;
     }

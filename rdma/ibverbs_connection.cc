@@ -168,7 +168,8 @@ class IbConnection : public Connection {
     }
     // The device may give more; what was asked for is what is used, so that both sides agree.
     const QueuePairLimits made{wanted.max_send_wr, wanted.max_recv_wr, wanted.max_send_sge,
-                               std::min(limits.inline_bytes, attributes.cap.max_inline_data)};
+                               std::min(limits.inline_bytes, attributes.cap.max_inline_data),
+                               id_->verbs->device->transport_type == IBV_TRANSPORT_IWARP};
     queue_pair_ = std::make_unique<IbQueuePair>(id_->qp, made);
     return {};
   }

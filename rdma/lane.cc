@@ -45,6 +45,7 @@ Result<std::unique_ptr<Lane>> Lane::Create(std::unique_ptr<Connection> connectio
   lane->limits_ = {static_cast<uint16_t>(std::min<uint32_t>(made.depth, limits.depth)),
                    static_cast<uint16_t>(made.inline_bytes), limits.reads};
   lane->max_pieces_ = made.max_pieces;
+  lane->iwarp_ = made.iwarp;
   lane->message_memory_.resize(kReceives + kKept);
   auto keys = domains.at(index).Register(
       lane->message_memory_.data(), lane->message_memory_.size() * sizeof(Message), kLocalWrite);
@@ -80,7 +81,22 @@ void Lane::Sign(WorkRequest* request) {
 
 void Lane::Add(WorkRequest::Kind kind, std::span<const Piece> pieces, uint64_t remote_address,
                uint32_t remote_key, bool fenced, const Ticket& ticket) {
-  MOONPOOL_CHECK(open() && room() > 0 && pieces.size() <= max_pieces_);
+  const uint32_t requests = kind == WorkRequest::Kind::kWrite && iwarp_ ? 2 : 1;
+  MOONPOOL_CHECK(open() && room() >= requests && pieces.size() <= max_pieces_ &&
+                 !(fenced && iwarp_));
+  if (requests == 1) {
+    return AddOne(kind, pieces, remote_address, remote_key, fenced, {ticket, Posted::Kind::kRequest});
+  }
+  // RFC 5040, 5.5: the READ is looked at when what is before it was placed.
+  AddOne(kind, pieces, remote_address, remote_key, fenced, {{}, Posted::Kind::kSent});
+  const Piece nothing{reinterpret_cast<uint64_t>(message_memory_.data()), 0,
+                      message_keys_->local_key()};
+  AddOne(WorkRequest::Kind::kRead, std::span(&nothing, 1), remote_address, remote_key, false,
+         {ticket, Posted::Kind::kRequest});
+}
+
+void Lane::AddOne(WorkRequest::Kind kind, std::span<const Piece> pieces, uint64_t remote_address,
+                  uint32_t remote_key, bool fenced, const Posted& posted) {
   WorkRequest request;
   request.id = first_ + posted_.size();
   request.kind = kind;
@@ -89,14 +105,14 @@ void Lane::Add(WorkRequest::Kind kind, std::span<const Piece> pieces, uint64_t r
   request.remote_key = remote_key;
   chain_counts_.push_back(pieces.size());
   chain_pieces_.insert(chain_pieces_.end(), pieces.begin(), pieces.end());
-  unsigned_bytes_ += ticket.bytes;
+  unsigned_bytes_ += posted.ticket.bytes;
   if (++unsigned_requests_ >= std::max<uint32_t>(limits_.depth / 4, 1) ||
       unsigned_bytes_ >= kSignBytes) {
     Sign(&request);
   }
   chain_.push_back(request);
-  posted_.push_back({ticket, false});
-  outstanding_bytes_ += ticket.bytes;
+  posted_.push_back(posted);
+  outstanding_bytes_ += posted.ticket.bytes;
 }
 
 bool Lane::Post() {
@@ -130,7 +146,7 @@ bool Lane::Send(const Message& message, bool fenced) {
   request.inlined = limits_.inline_bytes >= sizeof(copy);
   request.pieces = std::span(&piece, 1);
   Sign(&request);
-  posted_.push_back({{}, true});
+  posted_.push_back({{}, Posted::Kind::kMessage});
   ++messages_sent_;
   if (connection_->queue_pair()->Post(std::span(&request, 1)) == 1) return true;
   never_posted_ = 1;
@@ -140,9 +156,9 @@ bool Lane::Send(const Message& message, bool fenced) {
 
 void Lane::EndFront(Completion::Status status, const char* text, std::vector<End>* ends) {
   const Posted& front = posted_.front();
-  if (front.message) {
+  if (front.kind == Posted::Kind::kMessage) {
     --messages_sent_;
-  } else {
+  } else if (front.kind == Posted::Kind::kRequest) {
     outstanding_bytes_ -= front.ticket.bytes;
     if (status == Completion::Status::kOk) pace.completed_bytes += front.ticket.bytes;
     ends->push_back({front.ticket, status, text});

@@ -45,6 +45,8 @@ class Lane {
   size_t device() const { return device_; }  // its number in the domains
   const LaneLimits& limits() const { return limits_; }
   uint32_t max_pieces() const { return max_pieces_; }
+  // Its READs may be fenced.
+  bool fences_reads() const { return !iwarp_; }
   RemoteKeys* remote() const { return remote_; }
   const std::string& why() const { return why_; }  // it failed
   // It failed because the other side has no such memory for us: no fault of the lane.
@@ -72,7 +74,8 @@ class Lane {
   size_t outstanding() const { return posted_.size(); }
   // Requests that have ended since it was made.
   uint64_t ended() const { return first_; }
-  // REQUIRES: open(), room() > 0 and at most max_pieces() pieces.
+  // REQUIRES: open(), room() > 0 (1 for a WRITE), at most max_pieces() pieces, and `fenced` only where it fences.
+  // A WRITE ends when its bytes are at the other side: over iWARP a READ of nothing behind it says so.
   void Add(WorkRequest::Kind kind, std::span<const Piece> pieces, uint64_t remote_address,
            uint32_t remote_key, bool fenced, const Ticket& ticket);
   // Those added since the last call.  False when the queue pair took not all of them: it has
@@ -112,12 +115,15 @@ class Lane {
   static constexpr uint64_t kReceiveBit = uint64_t{1} << 63;
 
   struct Posted {
+    enum class Kind : uint8_t { kRequest, kMessage, kSent };  // kSent: of a WRITE, which ends behind it
     Ticket ticket;
-    bool message = false;
+    Kind kind = Kind::kRequest;
   };
 
   Lane(std::unique_ptr<Connection> connection, size_t device);
   Status PostReceive(uint64_t slot);
+  void AddOne(WorkRequest::Kind kind, std::span<const Piece> pieces, uint64_t remote_address,
+              uint32_t remote_key, bool fenced, const Posted& posted);
   void Sign(WorkRequest* request);
   void EndFront(Completion::Status status, const char* text, std::vector<End>* ends);
   void ClearChain();
@@ -129,6 +135,7 @@ class Lane {
   const size_t device_;
   LaneLimits limits_;
   uint32_t max_pieces_ = 1;
+  bool iwarp_ = false;
   RemoteKeys* remote_ = nullptr;
   State state_ = State::kConnecting;
   std::string why_;

@@ -16,6 +16,8 @@ namespace {
 // How often lanes are looked at while bytes move or regions go.
 constexpr int kBusyTickMs = 10;
 constexpr int kIdleTickMs = 1000;
+// The port that one address has free may be taken at another.
+constexpr int kPortTries = 16;
 
 }  // namespace
 
@@ -43,14 +45,40 @@ Status Service::Listen() {
     if (!channel) return tl::unexpected<Error>(std::move(channel.error()));
     channels_.push_back(std::move(*channel));
   }
-  auto listener = events_->NewConnection();
-  if (!listener) return tl::unexpected<Error>(std::move(listener.error()));
-  listener_ = std::move(*listener);
-  if (Status status = listener_->Listen(options_.address, options_.port, options_.backlog);
-      !status) {
-    return status;
+  const std::vector<std::string> addresses = ListenAddresses();
+  for (int tries = 1;; ++tries) {
+    Status status = ListenOn(addresses);
+    if (status || options_.port != 0 || tries == kPortTries) return status;
   }
-  port_ = listener_->port();
+}
+
+// iWARP listens with a socket on the NIC's own interface where it is asked for all addresses: nobody
+// of this host is heard there, as that comes over the loopback interface.  And each of its addresses
+// has ports of its own.
+std::vector<std::string> Service::ListenAddresses() const {
+  const bool iwarp = std::any_of(nics_.nics().begin(), nics_.nics().end(), [](const Nic& nic) {
+    return nic.protocol == Protocol::kIwarp;
+  });
+  if (!options_.address.empty() || !iwarp) return {options_.address};
+  std::vector<std::string> addresses;
+  for (const Nic& nic : nics_.nics()) {
+    addresses.insert(addresses.end(), nic.addresses.begin(), nic.addresses.end());
+  }
+  return addresses;
+}
+
+Status Service::ListenOn(std::span<const std::string> addresses) {
+  listeners_.clear();
+  port_ = options_.port;
+  for (const std::string& address : addresses) {
+    auto listener = events_->NewConnection();
+    if (!listener) return tl::unexpected<Error>(std::move(listener.error()));
+    if (Status status = (*listener)->Listen(address, port_, options_.backlog); !status) {
+      return status;
+    }
+    port_ = (*listener)->port();
+    listeners_.push_back(std::move(*listener));
+  }
   return {};
 }
 
@@ -132,7 +160,7 @@ void Service::Run() {
   }
   for (auto& [id, session] : sessions_) Fence(session.get());
   sessions_.clear();
-  listener_ = nullptr;
+  listeners_.clear();
   {
     MutexLock lock(mu_);
     stopped_ = true;

@@ -32,7 +32,7 @@
 namespace moonpool::rdma {
 
 struct ServiceOptions {
-  std::string address;  // empty: all
+  std::string address;  // empty: all, or with iWARP those of the NICs
   uint16_t port = 0;    // 0: any
   int backlog = 128;
   uint64_t epoch = 0;
@@ -127,6 +127,8 @@ class Service {
 
   Service(NicSet& nics, ServiceOptions options) : nics_(nics), options_(std::move(options)) {}
   Status Listen();
+  std::vector<std::string> ListenAddresses() const;
+  Status ListenOn(std::span<const std::string> addresses);
   void Run();
   // False when the service has stopped: nothing of it is left that the task could be about.
   bool Post(std::function<void()> task) EXCLUDES(mu_);
@@ -176,7 +178,7 @@ class Service {
   // The service's thread alone, from here on.
   UniqueFd wake_fd_;
   std::unique_ptr<ConnectionEvents> events_;
-  std::unique_ptr<Connection> listener_;
+  std::vector<std::unique_ptr<Connection>> listeners_;
   std::vector<std::unique_ptr<CompletionChannel>> channels_;  // by device
   std::unordered_map<uint64_t, std::unique_ptr<Session>> sessions_;
   std::unordered_map<const CompletionQueue*, Session*> by_queue_;

@@ -314,18 +314,22 @@ bool TransferEngine::CheckStuck(int64_t now_ms) {
   // A process that was not running saw nothing arrive: that says nothing about the lanes.
   const int64_t passed_ms = checked_ms_ == 0 ? 0 : std::min(now_ms - checked_ms_, kMostUnseenMs);
   checked_ms_ = now_ms;
-  const auto open =
-      std::count_if(lanes_.begin(), lanes_.end(), [](const Lane* lane) { return lane->open(); });
-  const int64_t stall_ms = open > 1 ? options_.stall_ms : options_.lone_stall_ms;
-  bool any = false;
+  bool one_works = false;
   for (Lane* lane : lanes_) {
     Lane::Pace& pace = lane->pace;
     if (lane->outstanding() == 0 || lane->ended() != pace.seen_ended) {
       pace.seen_ended = lane->ended();
       pace.stuck_ms = 0;
-      continue;
+    } else {
+      pace.stuck_ms += passed_ms;
     }
-    pace.stuck_ms += passed_ms;
+    one_works |= lane->open() && pace.stuck_ms < options_.stall_ms;
+  }
+  // When nothing arrives on any of them, the other side is busy sooner than all of them are broken.
+  const int64_t stall_ms = one_works ? options_.stall_ms : options_.lone_stall_ms;
+  bool any = false;
+  for (Lane* lane : lanes_) {
+    Lane::Pace& pace = lane->pace;
     if (lane->open() && pace.stuck_ms >= stall_ms) {
       lane->Fail("nothing arrived for " + std::to_string(pace.stuck_ms) + " ms");
       pace.stuck_ms = 0;

@@ -5,8 +5,8 @@
 //    chain per lane.
 // 3. When all slices of a checked value are posted, and those that are not complete are on one
 // lane,
-//    a READ of its generation follows them there, fenced.  Otherwise it is read when all are
-//    complete, on any lane.  Either way it is after the last of the value's bytes, and slots that
+//    a READ of its generation follows them there, fenced (but for iWARP, which cannot).  Otherwise it
+//    is read when all are complete, on any lane.  Either way it is after the last of the value's bytes, and slots that
 //    are near each other are read together.
 // 4. A lane that fails gives its slices back as they are flushed; the others take them.  Nothing
 // that
@@ -33,8 +33,9 @@ struct EngineOptions {
   uint64_t window_bytes = 16 << 20;       // under way on one lane
   uint64_t staging_bytes = 8 << 20;       // for local memory that is not registered
   uint32_t tries = 4;                     // of one slice
-  // A lane on which nothing ends for so long has failed, when there is another one; and when there is
-  // none.  (The NIC gives up by itself at some time, too.)
+  // A lane on which nothing ends for so long has failed: when another one is open on which something
+  // does, or nothing is under way; and when there is none.  (The NIC gives up by itself at some time,
+  // too.)
   int64_t stall_ms = 100;
   int64_t lone_stall_ms = 5000;
   int64_t drain_ms = 50;  // one that does not flush what is posted is destroyed

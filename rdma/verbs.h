@@ -146,6 +146,8 @@ struct QueuePairLimits {
   uint32_t receives = 16;
   uint32_t max_pieces = 16;
   uint32_t inline_bytes = 0;
+  // A READ cannot be fenced there, and a WRITE is complete when it is sent: it may still be refused.
+  bool iwarp = false;
 };
 
 class QueuePair {

@@ -212,10 +212,9 @@ struct Missing {
   std::vector<Value> values;  // on the SSD
   std::vector<storage::ValueRef> on_device;  // whose bytes only a device can read
   // What came up for this command, by version: good for it even where memory was too short to keep it.
-  std::span<const std::pair<uint64_t, std::shared_ptr<storage::ValueRef>>> came_up;
+  std::span<const std::pair<uint64_t, storage::ValueRef>> came_up;
   // What was fetched for this command from a device: that value, and one with its bytes.
-  std::span<const std::pair<std::shared_ptr<storage::ValueRef>, std::shared_ptr<storage::ValueRef>>>
-      fetched;
+  std::span<const std::pair<storage::ValueRef, storage::ValueRef>> fetched;
   uint64_t memory_bytes = 0;
   bool final = false;    // this is the last try: what is still missing will not come
   bool refused = false;  // and so the command cannot be carried out
@@ -223,13 +222,13 @@ struct Missing {
   // The bytes of the value that is at `place`, if they came up.
   storage::BulkValue* CameUp(const storage::SsdPlace& place) const {
     for (const auto& [id, value] : came_up) {
-      if (id == place.id) return value->get();
+      if (id == place.id) return value.get();
     }
     return nullptr;
   }
   storage::BulkValue* Fetched(const storage::BulkValue* value) const {
     for (const auto& [source, copy] : fetched) {
-      if (source->get() == value) return copy->get();
+      if (source.get() == value) return copy.get();
     }
     return nullptr;
   }

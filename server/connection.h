@@ -26,6 +26,7 @@ namespace moonpool::server {
 
 class Background;
 class Session;
+struct Arrivals;
 struct Parked;
 
 struct ConnectionOrigin {
@@ -77,9 +78,7 @@ class Connection {
   // What every tick of the loop's timer checks; may Close().
   void OnTick();
   // What it waited for is there, or will not come.
-  void ValueCameUp(uint64_t version, std::shared_ptr<storage::ValueRef> value, bool failed);
-  void ValueFetched(std::shared_ptr<storage::ValueRef> source,
-                    std::shared_ptr<storage::ValueRef> copy);  // null: it cannot be had
+  void ValuesCameUp(Arrivals& arrivals);
   void MemoryCameFree();
   // Replies that waited for the SSD's log may go.
   void ReleaseOutput();

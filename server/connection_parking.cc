@@ -6,6 +6,7 @@
 // Nothing else of the connection runs meanwhile, so its pipeline keeps its order; but what the
 // commands behind the first will miss is asked for as well.
 #include <algorithm>
+#include <iterator>
 
 #include "server/connection.h"
 #include "server/loop.h"
@@ -47,39 +48,52 @@ void Connection::Wait(std::unique_ptr<Parked> parked, bool again) {
   Missing& missing = loop_.missing();
   if (!suspended_) event_del(&read_event_);
   suspended_ = true;
-  parked->tries += missing.values.empty() && missing.on_device.empty() ? 0 : 1;
-  parked->waiting = missing.values.size() + missing.on_device.size() +
-                    (missing.memory_bytes != 0 ? 1 : 0);
+  const size_t values = missing.values.size() + missing.on_device.size();
+  parked->tries += values == 0 ? 0 : 1;
+  parked->waiting = (values == 0 ? 0 : 1) + (missing.memory_bytes != 0 ? 1 : 0);
   // Who changes a value wants it in memory, and a copy that no key refers to must not be what memory
   // is full of.
   const bool move = (parked->command->flags & kWrite) != 0 ||
                     tenant_->LeasePressure() != storage::Tenant::Pressure::kNone;
   parked_ = std::move(parked);
+  const auto arrivals = std::make_shared<Arrivals>();
+  {
+    MutexLock lock(arrivals->mu);
+    arrivals->waiting = values;
+    arrivals->values.reserve(missing.values.size());
+  }
+  const auto came = [&loop = loop_, id = id_, arrivals](const auto& note) {
+    {
+      MutexLock lock(arrivals->mu);
+      note(*arrivals);
+      if (--arrivals->waiting > 0) return;
+    }
+    loop.Post([&loop, id, arrivals] {
+      if (Connection* c = loop.Find(id)) c->ValuesCameUp(*arrivals);
+    });
+  };
   for (const Missing::Value& value : missing.values) {
     tenant_->ssd()->Load(
         value.hash, value.place, storage::SsdTier::Why::kWanted,
-        [&loop = loop_, id = id_, version = value.place.id](const storage::SsdTier::Loaded& loaded) {
-          using LoadError = storage::SsdTier::LoadError;
-          const bool failed =
-              loaded.error == LoadError::kNoMemory || loaded.error == LoadError::kDisk;
-          std::shared_ptr<storage::ValueRef> came;
-          if (loaded.value) came = std::make_shared<storage::ValueRef>(loaded.value.Share());
-          loop.Post([&loop, id, version, came = std::move(came), failed] {
-            if (Connection* c = loop.Find(id)) c->ValueCameUp(version, came, failed);
+        [came, version = value.place.id](const storage::SsdTier::Loaded& loaded) {
+          came([&](Arrivals& to) {
+            using LoadError = storage::SsdTier::LoadError;
+            to.mu.AssertHeld();
+            to.failed |= loaded.error == LoadError::kNoMemory || loaded.error == LoadError::kDisk;
+            if (loaded.value) to.values.emplace_back(version, loaded.value.Share());
           });
         });
   }
   for (storage::ValueRef& value : missing.on_device) {
-    auto source = std::make_shared<storage::ValueRef>(value.Share());
-    tenant_->gpu()->Fetch(
-        std::move(value), move,
-        [&loop = loop_, id = id_, source = std::move(source)](const storage::ValueRef& fetched) {
-          std::shared_ptr<storage::ValueRef> copy;
-          if (fetched) copy = std::make_shared<storage::ValueRef>(fetched.Share());
-          loop.Post([&loop, id, source, copy = std::move(copy)] {
-            if (Connection* c = loop.Find(id)) c->ValueFetched(source, copy);
-          });
-        });
+    auto there = std::make_shared<storage::ValueRef>(value.Share());
+    tenant_->gpu()->Fetch(std::move(value), move,
+                          [came, there = std::move(there)](const storage::ValueRef& fetched) {
+                            came([&](Arrivals& to) {
+                              to.mu.AssertHeld();
+                              to.failed |= !fetched;
+                              if (fetched) to.fetched.emplace_back(there->Share(), fetched.Share());
+                            });
+                          });
   }
   if (!missing.values.empty()) {
     tenant_->ReadAhead(missing.values.back().hash, missing.values.back().place.slot());
@@ -100,19 +114,15 @@ void Connection::Wait(std::unique_ptr<Parked> parked, bool again) {
   missing.Clear();
 }
 
-void Connection::ValueCameUp(uint64_t version, std::shared_ptr<storage::ValueRef> value,
-                             bool failed) {
+void Connection::ValuesCameUp(Arrivals& arrivals) {
   if (closed_ || parked_ == nullptr) return;
-  if (value != nullptr) parked_->values.emplace_back(version, std::move(value));
-  parked_->failed |= failed;
-  if (--parked_->waiting == 0) RunAgain();
-}
-
-void Connection::ValueFetched(std::shared_ptr<storage::ValueRef> source,
-                              std::shared_ptr<storage::ValueRef> copy) {
-  if (closed_ || parked_ == nullptr) return;
-  parked_->failed |= copy == nullptr;
-  if (copy != nullptr) parked_->fetched.emplace_back(std::move(source), std::move(copy));
+  {
+    MutexLock lock(arrivals.mu);
+    std::move(arrivals.values.begin(), arrivals.values.end(), std::back_inserter(parked_->values));
+    std::move(arrivals.fetched.begin(), arrivals.fetched.end(),
+              std::back_inserter(parked_->fetched));
+    parked_->failed |= arrivals.failed;
+  }
   if (--parked_->waiting == 0) RunAgain();
 }
 

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "server/command.h"
@@ -41,10 +43,13 @@ struct WriteOptions {
   bool if_present = false;
   int64_t expiry_ms = 0;  // from its commit on; 0: none
   std::optional<std::string_view> prefer;
+  std::vector<std::optional<uint32_t>> crcs;  // of the values, when their writer gave them
 };
-// [NX | XX] [EX s | PX ms] [PREFER tiers] from argument `index` to the end.  Replies and returns
-// nothing when they are not that.
-std::optional<WriteOptions> ParseWriteOptions(Context& context, size_t index);
+// [NX | XX] [EX s | PX ms] [PREFER tiers] from argument `index` to the end, and for `values` > 0 also
+// [CRC crc|- ..], one for each.  Replies and returns nothing when they are not that.
+std::optional<WriteOptions> ParseWriteOptions(Context& context, size_t index, size_t values = 0);
+// A writer's crc32c of its value, or '-' for none.  False, with the error to reply, otherwise.
+bool ParseCrc(std::string_view text, std::optional<uint32_t>* crc, std::string* error);
 
 // How much a command waits for when memory for its key number `key` is short, whose length is right:
 // with less than all the rest takes it would be run again in vain, but a few megabytes come soon.

@@ -328,7 +328,7 @@ const Command kCommands[] = {
      "kv", kGroup, kSince, "O(N)",
      "Reads values from this session's client's buffers over RDMA and stores them.",
      "numkeys <key buffer offset length> [<key buffer offset length> ...] [NX | XX] "
-     "[EX seconds | PX milliseconds] [PREFER tiers]"},
+     "[EX seconds | PX milliseconds] [PREFER tiers] [CRC crc [crc ...]]"},
 };
 
 }  // namespace

@@ -189,7 +189,7 @@ void KvRead(Context& c) {
 
 namespace {
 
-void Publish(Context& c, const WriteOptions& options, Item* item) {
+void Publish(Context& c, const WriteOptions& options, size_t index, Item* item) {
   LoopStats& stats = c.loop.stats();
   if (!item->error.empty()) {
     if (item->handle) stats.aborts.Add();
@@ -205,7 +205,8 @@ void Publish(Context& c, const WriteOptions& options, Item* item) {
   if (item->move.length < threshold) {
     lock.key.Set({item->handle.data(), item->move.length});
   } else {
-    StoreBulk(c, lock.key, std::move(item->handle).Publish(), item->wanted_on);
+    const auto crc = options.crcs.empty() ? std::nullopt : options.crcs[index];
+    StoreBulk(c, lock.key, std::move(item->handle).Publish(crc), item->wanted_on);
   }
   if (options.expiry_ms > 0) lock.key.SetExpiry(c.now_ms + options.expiry_ms);
   stats.commits.Add();
@@ -251,7 +252,7 @@ bool Reserve(Context& c, const WriteOptions& options, size_t key, size_t count, 
 void KvWrite(Context& c) {
   const auto count = KeyCount(c, kStep);
   if (!count) return;
-  const auto options = ParseWriteOptions(c, kFirstKey + *count * kStep);
+  const auto options = ParseWriteOptions(c, kFirstKey + *count * kStep, *count);
   if (!options) return;
   const Session* const session = RdmaSession(c);
   if (session == nullptr) return;
@@ -281,7 +282,7 @@ void KvWrite(Context& c) {
       batch->items.begin(), batch->items.end(), [](const Item& item) { return bool{item.handle}; })));
   MoveAll(c, session->id(), Rdma::Way::kFromClient, std::move(batch), [](Context& to, Batch& all) {
     to.reply.Array(all.items.size());
-    for (Item& item : all.items) Publish(to, all.options, &item);
+    for (size_t i = 0; i < all.items.size(); ++i) Publish(to, all.options, i, &all.items[i]);
   });
 }
 

@@ -35,15 +35,7 @@ Pending TakePending(Context& c, size_t index) {
   Pending pending;
   const std::string_view key = c[index];
   const auto token = protocol::ParseUint64(c[index + 1]);
-  const std::string_view crc = c[index + 2];
-  if (crc != "-") {
-    const auto value = protocol::ParseUint64(crc);
-    if (!value || *value > UINT32_MAX) {
-      pending.error = "ERR crc is not a 32-bit number or '-'";
-      return pending;
-    }
-    pending.crc = static_cast<uint32_t>(*value);
-  }
+  if (!ParseCrc(c[index + 2], &pending.crc, &pending.error)) return pending;
   Session* session = c.connection.session();
   auto reservation =
       session != nullptr && token ? session->TakeReservation(*token, key) : std::nullopt;
@@ -94,7 +86,18 @@ uint64_t BytesToWaitFor(const Context& c, size_t key, size_t count, size_t step)
   return bytes;
 }
 
-std::optional<WriteOptions> ParseWriteOptions(Context& c, size_t index) {
+bool ParseCrc(std::string_view text, std::optional<uint32_t>* crc, std::string* error) {
+  if (text == "-") return true;
+  const auto value = protocol::ParseUint64(text);
+  if (!value || *value > UINT32_MAX) {
+    *error = "ERR crc is not a 32-bit number or '-'";
+    return false;
+  }
+  *crc = static_cast<uint32_t>(*value);
+  return true;
+}
+
+std::optional<WriteOptions> ParseWriteOptions(Context& c, size_t index, size_t values) {
   WriteOptions options;
   for (size_t i = index; i < c.size(); ++i) {
     const bool seconds = EqualsIgnoreCase(c[i], "EX");
@@ -115,6 +118,15 @@ std::optional<WriteOptions> ParseWriteOptions(Context& c, size_t index) {
       options.expiry_ms = seconds ? *time * 1000 : *time;
     } else if (EqualsIgnoreCase(c[i], "PREFER") && i + 1 < c.size()) {
       options.prefer = c[++i];
+    } else if (EqualsIgnoreCase(c[i], "CRC") && values > 0 && options.crcs.empty() &&
+               values < c.size() - i) {
+      options.crcs.resize(values);
+      std::string error;
+      for (auto& crc : options.crcs) {
+        if (ParseCrc(c[++i], &crc, &error)) continue;
+        c.Error(error);
+        return std::nullopt;
+      }
     } else {
       c.SyntaxError();
       return std::nullopt;

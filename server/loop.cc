@@ -4,6 +4,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <string>
 
@@ -45,7 +46,7 @@ Loop::Loop(Server& server, int index)
   event_assign(&wake_event_, base_, wake_fd_.get(), EV_READ | EV_PERSIST, Wake, this);
   event_add(&wake_event_, nullptr);
   event_assign(&timer_event_, base_, -1, EV_PERSIST, Tick, this);
-  event_assign(&lease_event_, base_, -1, EV_PERSIST, LeaseTick, this);
+  event_assign(&lease_event_, base_, -1, 0, LeaseTick, this);
 }
 
 Loop::~Loop() {
@@ -116,21 +117,24 @@ void Loop::Tick(evutil_socket_t, short, void* loop) { static_cast<Loop*>(loop)->
 void Loop::LeaseTick(evutil_socket_t, short, void* context) {
   auto* loop = static_cast<Loop*>(context);
   loop->UpdateClock();
-  for (Session* session : loop->sessions_) session->ExpireLeases(loop->now_ms_);
-}
-
-void Loop::AddSession(Session* session) {
-  if (sessions_.empty()) {
-    const timeval interval{0, kLeaseTickMs * 1000};
-    event_add(&lease_event_, &interval);
+  loop->lease_end_ms_ = INT64_MAX;
+  int64_t next_ms = INT64_MAX;
+  for (Session* session : loop->sessions_) {
+    next_ms = std::min(next_ms, session->ExpireLeases(loop->now_ms_));
   }
-  sessions_.insert(session);
+  loop->LeaseEnds(next_ms);
 }
 
-void Loop::RemoveSession(Session* session) {
-  sessions_.erase(session);
-  if (sessions_.empty()) event_del(&lease_event_);
+void Loop::WaitForLeases(int64_t end_ms) {
+  lease_end_ms_ = end_ms;
+  const int64_t ms = std::max<int64_t>(end_ms - now_ms_, kLeaseTickMs);
+  const timeval timeout{ms / 1000, ms % 1000 * 1000};
+  event_add(&lease_event_, &timeout);
 }
+
+void Loop::AddSession(Session* session) { sessions_.insert(session); }
+
+void Loop::RemoveSession(Session* session) { sessions_.erase(session); }
 
 void Loop::OnTimer() {
   UpdateClock();

@@ -10,6 +10,7 @@
 #include <event2/event.h>
 #include <event2/event_struct.h>
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -74,9 +75,12 @@ class Loop {
   void Adopt(UniqueFd fd, struct ConnectionOrigin origin);
   void Destroy(Connection* connection);
   Connection* Find(uint64_t id);
-  // While there are sessions, their leases are looked after every kLeaseTickMs.
+  // Their leases are looked after when the first ends, at most once in kLeaseTickMs.
   void AddSession(Session* session);
   void RemoveSession(Session* session);
+  void LeaseEnds(int64_t at_ms) {
+    if (at_ms < lease_end_ms_) WaitForLeases(at_ms);
+  }
   template <typename Visit>
   void ForEachConnection(Visit&& visit) {
     for (const auto& [id, connection] : connections_) visit(*connection);
@@ -97,6 +101,7 @@ class Loop {
   static void Wake(evutil_socket_t, short, void* loop);
   static void Tick(evutil_socket_t, short, void* loop);
   static void LeaseTick(evutil_socket_t, short, void* loop);
+  void WaitForLeases(int64_t end_ms);
 
   Server& server_;
   const int index_;
@@ -106,6 +111,7 @@ class Loop {
   struct event timer_event_ = {};
   struct event lease_event_ = {};
   std::unordered_set<Session*> sessions_;
+  int64_t lease_end_ms_ = INT64_MAX;  // for which lease_event_ waits, if it does
   int64_t now_ms_ = 0;
   struct Active {
     uint64_t id = 0;

@@ -1,4 +1,4 @@
-// A command that waits for values from the SSD, or for memory, with its arguments.
+// A command that waits for values from the SSD or a device, or for memory, with its arguments.
 //
 // Threads: the loop's of its connection, which owns it.
 #pragma once
@@ -7,11 +7,27 @@
 #include <deque>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "protocol/mutex.h"
 #include "server/command.h"
 
 namespace moonpool::server {
+
+// All pinned until the command has run.
+using CameUp = std::vector<std::pair<uint64_t, storage::ValueRef>>;            // by version
+using Fetched = std::vector<std::pair<storage::ValueRef, storage::ValueRef>>;  // there, and its bytes here
+
+// Values on their way up for one command: the last to come tells its loop, once for all.
+// Threads: any.
+struct Arrivals {
+  Mutex mu;
+  size_t waiting GUARDED_BY(mu) = 0;
+  CameUp values GUARDED_BY(mu);
+  Fetched fetched GUARDED_BY(mu);
+  bool failed GUARDED_BY(mu) = false;  // something will not come
+};
 
 struct Parked {
   const Command* command = nullptr;
@@ -19,12 +35,9 @@ struct Parked {
   std::string text;  // the short arguments' bytes
   std::deque<Body> bodies;
   std::vector<Argument> arguments;
-  // What came up, by version; pinned until the command has run.
-  std::vector<std::pair<uint64_t, std::shared_ptr<storage::ValueRef>>> values;
-  // What was fetched from devices: the value there, pinned too, and the one with its bytes.
-  std::vector<std::pair<std::shared_ptr<storage::ValueRef>, std::shared_ptr<storage::ValueRef>>>
-      fetched;
-  size_t waiting = 0;      // for so many more, or for memory
+  CameUp values;
+  Fetched fetched;
+  int waiting = 0;         // for values, for memory, or for both
   int tries = 0;
   int64_t until_ms = 0;    // how long it waits for memory; 0: it did not yet
   bool failed = false;     // something will not come

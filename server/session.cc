@@ -102,6 +102,7 @@ void Session::Grant(const storage::ValueRef& value, const LeaseRequest& request,
   descriptor->lease = first_lease_ + leases_.size();
   descriptor->lease_ms = ms;
   leases_.push_back({value.Share(), now_ms + ms});
+  connection_.loop().LeaseEnds(now_ms + ms);
   info_->leases.Set(++live_leases_);
   stats.leases.Add();
 }
@@ -144,7 +145,7 @@ bool Session::Release(uint64_t lease) {
   return true;
 }
 
-void Session::ExpireLeases(int64_t now_ms) {
+int64_t Session::ExpireLeases(int64_t now_ms) {
   // They end in crowds, each with a value that nobody has looked at since.
   constexpr size_t kAhead = 8;
   while (!leases_.empty() &&
@@ -155,6 +156,7 @@ void Session::ExpireLeases(int64_t now_ms) {
     ++first_lease_;
   }
   info_->leases.Set(live_leases_);
+  return leases_.empty() ? INT64_MAX : leases_.front().deadline_ms;
 }
 
 void Session::OnTick(int64_t now_ms) {

@@ -97,8 +97,9 @@ class Session {
   // Asks the client to unmap a region.
   void RegionGone(uint32_t region);
 
-  // Every few milliseconds: leases that have run out, in the order they were granted.
-  void ExpireLeases(int64_t now_ms);
+  // Ends leases that have run out, in the order they were granted.  When the next one does; INT64_MAX:
+  // there is none.
+  int64_t ExpireLeases(int64_t now_ms);
   // Now and then: those out of order, and reservations nobody committed.
   void OnTick(int64_t now_ms);
   const std::shared_ptr<SessionInfo>& info() const { return info_; }

@@ -373,6 +373,12 @@ bool ExtentPool::Emptying() const {
                      [](const auto& entry) { return Progresses(*entry.second); });
 }
 
+bool ExtentPool::Drains() const {
+  MutexLock lock(mu_);
+  return std::any_of(regions_.begin(), regions_.end(),
+                     [](const auto& entry) { return entry.second->draining; });
+}
+
 uint64_t ExtentPool::FreeElsewhere(SessionId session) const {
   uint64_t free = 0;
   MutexLock lock(mu_);

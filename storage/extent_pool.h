@@ -147,6 +147,8 @@ class ExtentPool {
   // unmap it.  One that made no progress for a while (held values, a client that is stopped) does
   // not count.  Any thread.
   bool Emptying() const;
+  // Whether a region is to be given up, however long that has taken.
+  bool Drains() const;
   // Some values in draining regions, about `count`: other ones with each call, in turn.  May look in
   // vain; it holds the lock for a short while only.
   std::vector<ValueRef> Draining(size_t count);

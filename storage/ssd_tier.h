@@ -138,6 +138,7 @@ class SsdTier {
   // After the start, again and again: brings up a little of what was hottest at the last stop, until
   // there is no room() any more.
   void WarmUp(const std::function<bool()>& room);
+  bool WarmsUp() const { return !hot_.empty(); }
 
   SsdTierStats stats() const;
 

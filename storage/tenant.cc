@@ -21,6 +21,7 @@ constexpr uint64_t kArenasPerRegion = 4;
 // One slice of background work takes about so long, beside a step of each kind.
 constexpr std::chrono::milliseconds kSlice{2};
 constexpr size_t kExpireBucketsPerSlice = 512;
+constexpr size_t kExpireBucketsWhenQuiet = 4096;  // there are fewer slices then
 constexpr int kEvictionsPerSlice = 64;
 constexpr size_t kMovesPerSlice = 4;
 
@@ -441,6 +442,15 @@ bool Tenant::Maintain(int64_t now_ms) {
   return pool_->Maintain(more ? kHugePageBytes : ExtentPool::kPopulateSlice) || more;
 }
 
+bool Tenant::Quiet() {
+  const uint64_t memory =
+      budget_.used_bytes() + budget_.region_bytes() + cxl_budget_.used_bytes();
+  const bool same = std::exchange(memory_seen_, memory) == memory;
+  quiet_ = same && memory_queue_.empty() && coming_bytes() == 0 && !pool_->Drains() &&
+           (ssd_ == nullptr || !ssd_->WarmsUp());
+  return quiet_;
+}
+
 bool Tenant::MaintainSsd(int64_t now_ms) {
   memory_queue_.Tick(now_ms);
   if (ssd_ == nullptr) return false;
@@ -454,7 +464,8 @@ bool Tenant::MaintainSsd(int64_t now_ms) {
 }
 
 bool Tenant::MaintainOnce(int64_t now_ms) {
-  bool more = keyspace_->ExpireSome(kExpireBucketsPerSlice, now_ms) >= kExpireBucketsPerSlice;
+  const size_t buckets = quiet_ ? kExpireBucketsWhenQuiet : kExpireBucketsPerSlice;
+  bool more = keyspace_->ExpireSome(buckets, now_ms) >= buckets;
   more |= keyspace_->SweepVoids(now_ms);
   more |= EvictAboveWatermark(now_ms);
   more |= MaintainCxl(now_ms);

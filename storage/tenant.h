@@ -127,6 +127,9 @@ class Tenant {
   // One slice of background work: expiry, eviction above the watermark, faulting memory in,
   // draining regions, sweeping what KV.DROP voided.  True when there is more to do at once.
   bool Maintain(int64_t now_ms);
+  // After it, on the same thread: nothing waits for the next slice, and memory is used as it was
+  // when this was asked last.
+  bool Quiet();
 
  private:
   enum class Mercy { kHeldAndPinned, kPinned, kNone };  // what a round of eviction spares
@@ -220,6 +223,8 @@ class Tenant {
     int64_t probe_ms = 0;
   };
   std::array<DeviceUpkeep, kMaxDevices> device_upkeep_{};
+  bool quiet_ = false;         // Quiet()'s last answer
+  uint64_t memory_seen_ = 0;  // what it saw
   BulkPolicy bulk_policy_;
   std::unique_ptr<ExtentPool> pool_;
   std::unique_ptr<Keyspace> keyspace_;  // its values must go before the pool

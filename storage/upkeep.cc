@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <chrono>
 
 #include "storage/clock.h"
@@ -10,8 +11,10 @@ namespace moonpool::storage {
 
 namespace {
 
-// How long memory pressure or a passed expiry may wait for the thread to look again.
+// How long memory pressure or a passed expiry may wait for the thread to look again: while memory
+// comes and goes, and when it has not for a while.
 constexpr std::chrono::milliseconds kPause{10};
+constexpr std::chrono::milliseconds kLongestPause{100};
 
 }  // namespace
 
@@ -30,11 +33,15 @@ Upkeep::~Upkeep() {
 }
 
 void Upkeep::Run() {
-  for (;;) {
-    bool more = false;
-    for (Tenant* tenant : tenants_) more |= tenant->Maintain(UnixMs());
+  for (std::chrono::milliseconds pause = kPause;;) {
+    bool more = false, quiet = true;
+    for (Tenant* tenant : tenants_) {
+      more |= tenant->Maintain(UnixMs());
+      quiet &= tenant->Quiet();
+    }
+    pause = quiet ? std::min(2 * pause, kLongestPause) : kPause;
     MutexLock lock(mu_);
-    if (!stop_ && !more) stop_changed_.WaitFor(mu_, kPause);
+    if (!stop_ && !more) stop_changed_.WaitFor(mu_, pause);
     if (stop_) return;
   }
 }

@@ -94,8 +94,8 @@ struct ConstBuffer {
 struct Options {
   // Everything here may also stand in the URL: ?transport=tcp&connections=2 ...
   enum class TransportChoice { kAuto, kShm, kRdma, kTcp };
-  // kAuto: shared memory where it can be had, else RDMA, else tcp.  kShm, kRdma: an error where it
-  // cannot be had.
+  // kAuto: shared memory where it can be had, else RDMA or tcp, whichever delivers more: RDMA at first,
+  // and now and then a batch goes the other way to see.  kShm, kRdma: an error where it cannot be had.
   TransportChoice transport = TransportChoice::kAuto;
   std::string password = {};
   int connections = 8;           // most connections at one time
@@ -107,7 +107,9 @@ struct Options {
   // A reply from the same host is looked for this long, giving way to other threads, before the
   // caller sleeps: to be woken costs about as much.
   int spin_us = 50;
-  bool checksum = false;         // write crc32c with every value, check it on every read
+  // Write a crc32c with every large value that does not go over tcp, check it on every read of one
+  // that has it and does not come over tcp.
+  bool checksum = false;
   int lease_ms = 0;              // lease of descriptors; 0: the server's default
   int async_threads = 1;         // threads that work on Submit()ted operations
   // Gathers single Get/Set/Exists calls that are made at the same time into batches.  A call
@@ -151,6 +153,7 @@ struct Stats {
   PerTransport cuda;
   uint64_t inline_values = 0;      // small ones that came with the reply (counted under tcp too)
   uint64_t fallbacks = 0;          // values that went over tcp though shm or rdma was wanted
+  uint64_t tcp_by_choice = 0;      // that went over tcp as it was faster than rdma, or to see whether it is
   uint64_t generation_retries = 0; // copies thrown away because the value changed meanwhile
   uint64_t reconnects = 0;
   uint64_t attach_failures = 0;

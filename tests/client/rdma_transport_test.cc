@@ -4,6 +4,7 @@
 #include <random>
 #include <thread>
 
+#include "protocol/crc32c.h"
 #include "rdma/ibverbs.h"
 #include "tests/client/batch_check.h"
 #include "tests/client/live_server.h"
@@ -87,6 +88,49 @@ TEST_F(RdmaTransportTest, RegisteredMemoryIsReadFromAndInto) {
   EXPECT_EQ(client->stats().rdma_registered_bytes, into.size());
   EXPECT_EQ(Put(*client, "k", from.data(), from.size()).transport, Transport::kRdma);
   EXPECT_EQ(client->stats().rdma_staged_values, 1u);
+}
+
+// What follows from it: pace_test.cc.
+TEST_F(RdmaTransportTest, WhereTheChoiceIsOpenTcpIsTriedToo) {
+  StartServer({{"shm", "no"}});
+  auto client = server_->Connect();
+  ASSERT_EQ(client->transport(), Transport::kRdma);
+  std::vector<char> block(128 << 10);
+  ASSERT_TRUE(client->RegisterBuffer(block.data(), block.size()).ok());
+  FillStamped(block.data(), block.size(), {1, 1});
+  ASSERT_TRUE(Put(*client, "k", block.data(), block.size()).ok());
+  EXPECT_EQ(client->stats().tcp_by_choice, 0u);
+  EXPECT_TRUE(Eventually([&] {
+    const KeyResult got = Get(*client, "k", block.data(), block.size());
+    EXPECT_TRUE(got.ok()) << got.message;
+    EXPECT_EQ(CheckStamped(block.data(), got.bytes, 1), "");
+    if (client->stats().tcp_by_choice == 0) return false;
+    EXPECT_EQ(got.transport, Transport::kTcp);
+    return true;
+  }));
+  EXPECT_EQ(client->stats().tcp_by_choice, 1u);
+}
+
+TEST_F(RdmaTransportTest, ChecksumsAreWrittenAndChecked) {
+  StartServer();
+  std::vector<char> block(100'000);
+  FillStamped(block.data(), block.size(), {1, 1});
+  const auto crc_of = [&](Client& client, const char* key) {
+    const std::string_view words[] = {"KV.LOCATE", "1", key};
+    std::string fields;
+    EXPECT_TRUE(client.Command(words, &fields).ok());
+    size_t at = 0;
+    for (int field = 0; field < 5; ++field) at = fields.find('\n', at) + 1;
+    return fields.substr(at, fields.find('\n', at) - at);
+  };
+  auto plain = Connect();
+  ASSERT_EQ(Put(*plain, "plain", block.data(), block.size()).transport, Transport::kRdma);
+  EXPECT_EQ(crc_of(*plain, "plain"), "");
+  auto careful = Connect("checksum=yes");
+  ASSERT_EQ(Put(*careful, "k", block.data(), block.size()).transport, Transport::kRdma);
+  EXPECT_EQ(crc_of(*careful, "k"), std::to_string(protocol::Crc32c(0, block.data(), block.size())));
+  EXPECT_TRUE(Get(*careful, "k", block.data(), block.size()).ok());
+  EXPECT_TRUE(Get(*careful, "plain", block.data(), block.size()).ok());
 }
 
 TEST_F(RdmaTransportTest, StringsAndViewsPassThroughStagingMemory) {

@@ -16,6 +16,9 @@ SERVER = BUILD / "server" / "moonpool-server"
 BENCH = BUILD / "tools" / "moonpool-bench"
 PEER = BUILD / "tests" / "moonpool-rdma-peer"
 SET_UP = "tools/rdma-vm setup --backend uml"
+# Of each executable, what is run over soft-iWARP too: what differs there, and values of every size.
+IWARP = {TESTS: "VmHostile.*:VmTenants.*:VmMoves.*:VmSafety.NobodyListens:VmServer.W*:VmFailures.O*",
+         CLIENT_TESTS: "VmClient.*:VmClientFailures.NoWrong*:VmClientFailures.Tokens*"}
 
 
 def why_not():
@@ -43,14 +46,15 @@ def vm():
         pytest.skip(reason)
 
 
-def listed_tests():
-    """Names of the tests in the executables; one when they cannot be asked, which is skipped then."""
+def listed_tests(chosen):
+    """Names of the tests in the executables, `chosen` by a filter of each; one when they cannot be
+    asked, which is skipped then."""
     if why_not():
         return ["any"]
     names, suite = [], ""
-    for tests in (TESTS, CLIENT_TESTS):
-        listed = subprocess.run([tests, "--gtest_list_tests"], capture_output=True, text=True,
-                                check=True)
+    for tests, which in chosen.items():
+        listed = subprocess.run([tests, "--gtest_list_tests", f"--gtest_filter={which}"],
+                                capture_output=True, text=True, check=True)
         for line in listed.stdout.splitlines():
             if line.endswith(".") and not line.startswith(" "):
                 suite = line
@@ -73,8 +77,25 @@ def results(tmp_path_factory):
         ran = run_vm(folder, "bash", "-c", script, options=("--nics", "2", "--share", str(BUILD)),
                      seconds=900)
         said += f"({ran.returncode})\n{ran.stdout[-3000:]}\n{ran.stderr[-1000:]}"
+    return cases_of(folder, ("rdma.json", "client.json", "rdma-link.json", "client-link.json"), said)
+
+
+@pytest.fixture(scope="module")
+def iwarp_results(tmp_path_factory):
+    """The same of some of them over soft-iWARP."""
+    folder = tmp_path_factory.mktemp("siw")
+    script = ";".join(f"{tests} --gtest_filter={which} --gtest_output=json:{tests.name}.json"
+                      for tests, which in IWARP.items())
+    ran = run_vm(folder, "bash", "-c", script,
+                 options=("--siw", "--nics", "2", "--share", str(BUILD)), seconds=600)
+    said = f"({ran.returncode})\n{ran.stdout[-3000:]}\n{ran.stderr[-1000:]}"
+    return cases_of(folder, [f"{tests.name}.json" for tests in IWARP], said)
+
+
+def cases_of(folder, reports, said):
+    """By name, what the reports in the folder tell; `said` is shown when one is missing."""
     cases = {}
-    for name in ("rdma.json", "client.json", "rdma-link.json", "client-link.json"):
+    for name in reports:
         try:
             report = json.loads((folder / name).read_text())
         except (OSError, ValueError):
@@ -86,9 +107,17 @@ def results(tmp_path_factory):
     return cases
 
 
-@pytest.mark.parametrize("name", listed_tests())
+@pytest.mark.parametrize("name", listed_tests({TESTS: "*", CLIENT_TESTS: "*"}))
 def test_in_vm(results, name):
-    case = results[name]
+    check(results[name])
+
+
+@pytest.mark.parametrize("name", listed_tests(IWARP))
+def test_in_vm_over_iwarp(iwarp_results, name):
+    check(iwarp_results[name])
+
+
+def check(case):
     if case.get("result") == "SKIPPED":
         pytest.skip("as it said itself")
     assert "failures" not in case, "\n".join(f["failure"] for f in case["failures"])

@@ -15,17 +15,24 @@
 namespace moonpool::protocol {
 namespace {
 
-TEST(RacyCopyTest, CopiesExactlyWhatItWasAsked) {
+class RacyCopyTest : public testing::TestWithParam<void (*)(void*, const void*, size_t)> {};
+INSTANTIATE_TEST_SUITE_P(Ways, RacyCopyTest, testing::Values(RacyCopy, RacyCopyStreaming));
+
+TEST_P(RacyCopyTest, CopiesExactlyWhatItWasAsked) {
+  constexpr size_t kBefore[] = {1, 7, 16, 63, 64, 65};
   for (size_t size = 0; size < 300; ++size) {
     for (size_t shift = 0; shift < 9; ++shift) {
       const std::unique_ptr<char[]> from(new char[size + shift]);
       for (size_t i = 0; i < size + shift; ++i) from[i] = static_cast<char>(i * 7 + 1);
-      const std::unique_ptr<char[]> to(new char[size + 2]);
-      std::memset(to.get(), 'x', size + 2);
-      RacyCopy(to.get() + 1, from.get() + shift, size);
-      ASSERT_EQ(std::memcmp(to.get() + 1, from.get() + shift, size), 0) << size << " + " << shift;
-      ASSERT_EQ(to[0], 'x');
-      ASSERT_EQ(to[size + 1], 'x');
+      for (const size_t before : kBefore) {
+        const std::unique_ptr<char[]> to(new char[before + size + 1]);
+        std::memset(to.get(), 'x', before + size + 1);
+        GetParam()(to.get() + before, from.get() + shift, size);
+        ASSERT_EQ(std::memcmp(to.get() + before, from.get() + shift, size), 0)
+            << size << " + " << shift << " behind " << before;
+        ASSERT_EQ(to[before - 1], 'x');
+        ASSERT_EQ(to[before + size], 'x');
+      }
     }
   }
 }
@@ -122,7 +129,8 @@ class Recycler {
       Buffer& buffer = buffers_[turn % kBuffers];
       const uint64_t generation = buffer.announced.load(std::memory_order_acquire);
       if (LoadGeneration(buffer.counter) != generation) continue;
-      RacyCopy(copy.data(), buffer.words.get(), kWords * sizeof(uint64_t));
+      const auto way = turn / kBuffers % 2 == 0 ? RacyCopy : RacyCopyStreaming;
+      way(copy.data(), buffer.words.get(), kWords * sizeof(uint64_t));
       if (!Order::Accept(buffer.counter, generation)) continue;
       accepted.fetch_add(1, std::memory_order_relaxed);
       // One life, and never an older one than was seen before.

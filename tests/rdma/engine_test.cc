@@ -317,6 +317,32 @@ TEST(RdmaEngine, TheOnlyLaneHasMoreTime) {
   EXPECT_EQ(transfer->outcome(0), Outcome::kUnreachable);
 }
 
+// A host that is busy answers on none of them: that is no reason to be without RDMA.
+TEST(RdmaEngine, LanesThatAreAllStuckHaveMoreTime) {
+  EngineOptions options;
+  EngineRig rig(2, 1, options);
+  Transfer* transfer = rig.Read(Row(20, 300'000));
+  rig.Progress();
+  rig.fabric.SetSilent("s0", true);
+  rig.fabric.SetSilent("s1", true);
+  Passes passes(rig);
+  passes.For(options.lone_stall_ms - 100);
+  EXPECT_EQ(rig.lanes.size(), 2u);
+  rig.fabric.SetSilent("s0", false);
+  // Now there is one to compare the other with.
+  passes.For(50);
+  EXPECT_EQ(rig.lanes.size(), 1u);
+  rig.RunToEnd(transfer);
+  ExpectAllDone(*transfer);
+  transfer = rig.Read(Row(20, 300'000));
+  rig.Progress();
+  rig.fabric.SetSilent("s0", true);
+  passes.For(options.lone_stall_ms + 10);
+  EXPECT_TRUE(rig.lanes.empty());
+  rig.RunToEnd(transfer);
+  EXPECT_EQ(transfer->outcome(0), Outcome::kUnreachable);
+}
+
 // Nothing that a lane could still touch is given back: neither the caller's memory nor a slice.
 TEST(RdmaEngine, ALaneThatDoesNotFlushIsDestroyedFirst) {
   EngineOptions options;

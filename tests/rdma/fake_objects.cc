@@ -52,6 +52,7 @@ void FakeQueue::Push(const Completion& completion) {
 Result<DeviceAttributes> FakeDevice::Query() {
   MutexLock lock(fabric_.mu_);
   DeviceAttributes attributes;
+  attributes.iwarp = protocol == Protocol::kIwarp;
   attributes.max_depth = 1024;
   attributes.max_pieces = 16;
   attributes.max_reads_served = 16;
@@ -62,7 +63,7 @@ Result<DeviceAttributes> FakeDevice::Query() {
   port.ethernet = true;
   port.mtu_bytes = 4096;
   port.speed_mbps = 100000;
-  port.gids.push_back({0, {}, Protocol::kRoceV2});
+  port.gids.push_back({0, {}, protocol});
   attributes.ports.push_back(port);
   return attributes;
 }
@@ -113,6 +114,7 @@ Result<std::unique_ptr<Registered>> FakeDomain::Register(void* data, size_t byte
       return Fail(ErrorCode::kOutOfMemory, device_.name() + " registers nothing");
     }
     if ((access & kReadTarget) != 0) access |= kLocalWrite;
+    if ((access & kReadTarget) != 0 && device_.protocol == Protocol::kIwarp) access |= kRemoteWrite;
     key = ++fabric_.next_key_;
     device_.registrations[key] = {reinterpret_cast<uint64_t>(data), bytes, access, this};
     ++fabric_.counters_.registrations;
@@ -124,7 +126,9 @@ Result<std::unique_ptr<Registered>> FakeDomain::Register(void* data, size_t byte
 
 FakeQueuePair::FakeQueuePair(FakeFabric& fabric, FakeDevice& d, const void* in, FakeQueue& q,
                              const QueuePairLimits& limits, uint32_t number)
-    : device(d), domain(in), queue(q), fabric_(fabric), limits_(limits), number_(number) {}
+    : device(d), domain(in), queue(q), fabric_(fabric), limits_(limits), number_(number) {
+  limits_.iwarp = device.protocol == Protocol::kIwarp;
+}
 
 FakeQueuePair::~FakeQueuePair() {
   MutexLock lock(fabric_.mu_);
@@ -189,7 +193,7 @@ FakeConnection::~FakeConnection() {
   {
     MutexLock lock(fabric_.mu_);
     Part();
-    if (listening_) fabric_.listeners_.erase(port_);
+    if (listening_) fabric_.listeners_.erase({address_, port_});
     for (ConnectionEvent& event : events->queue) {
       if (event.connection == this) unseen.push_back(std::move(event));
     }
@@ -247,7 +251,10 @@ Status FakeConnection::Connect(const ConnectParameters& parameters) {
   MutexLock lock(fabric_.mu_);
   FakeDevice* const to = fabric_.DeviceAt(destination_);
   if (device_->silent || to->silent || !device_->up || !to->up) return {};  // no answer, ever
-  const auto listener = fabric_.listeners_.find(port_);
+  auto listener = fabric_.listeners_.find({destination_, port_});
+  if (listener == fabric_.listeners_.end() && to->protocol != Protocol::kIwarp) {
+    listener = fabric_.listeners_.find({"", port_});
+  }
   ConnectionEvent event;
   if (listener == fabric_.listeners_.end()) {
     event.connection = this;
@@ -273,10 +280,11 @@ Status FakeConnection::Connect(const ConnectParameters& parameters) {
   return {};
 }
 
-Status FakeConnection::Listen(const std::string&, uint16_t port, int) {
+Status FakeConnection::Listen(const std::string& address, uint16_t port, int) {
   MutexLock lock(fabric_.mu_);
   port_ = port != 0 ? port : fabric_.next_port_++;
-  listening_ = fabric_.listeners_.emplace(port_, this).second;
+  address_ = address;
+  listening_ = fabric_.listeners_.emplace(std::pair(address_, port_), this).second;
   if (!listening_) return Fail(ErrorCode::kSystem, "the port is in use");
   return {};
 }

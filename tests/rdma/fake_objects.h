@@ -63,8 +63,12 @@ class FakeQueue : public CompletionQueue {
 
 class FakeDevice : public Device {
  public:
-  FakeDevice(FakeFabric& fabric, std::string of, std::string name, std::string at)
-      : host(std::move(of)), address(std::move(at)), fabric_(fabric), name_(std::move(name)) {}
+  FakeDevice(FakeFabric& fabric, std::string of, std::string name, std::string at, Protocol speaks)
+      : host(std::move(of)),
+        address(std::move(at)),
+        protocol(speaks),
+        fabric_(fabric),
+        name_(std::move(name)) {}
 
   const std::string& name() const override { return name_; }
   Result<DeviceAttributes> Query() override;
@@ -78,6 +82,7 @@ class FakeDevice : public Device {
 
   const std::string host;
   const std::string address;
+  const Protocol protocol;
   bool up = true;
   bool silent = false;
   bool never_flushes = false;
@@ -125,7 +130,7 @@ class FakeQueuePair : public QueuePair {
 
  private:
   FakeFabric& fabric_;
-  const QueuePairLimits limits_;
+  QueuePairLimits limits_;
   const uint32_t number_;
 };
 
@@ -160,6 +165,7 @@ class FakeConnection : public Connection {
 
   FakeFabric& fabric_;
   uint16_t port_ = 0;
+  std::string address_;  // where it listens
   bool listening_ = false;
 };
 

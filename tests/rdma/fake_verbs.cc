@@ -32,9 +32,14 @@ FakeFabric::~FakeFabric() {
 }
 
 void FakeFabric::AddDevice(const std::string& host, const std::string& device,
-                           const std::string& address) {
+                           const std::string& address, Protocol protocol) {
   MutexLock lock(mu_);
-  devices_.push_back(std::make_shared<FakeDevice>(*this, host, device, address));
+  devices_.push_back(std::make_shared<FakeDevice>(*this, host, device, address, protocol));
+}
+
+void FakeFabric::TakePort(const std::string& address, uint16_t port) {
+  MutexLock lock(mu_);
+  listeners_.emplace(std::pair(address, port), nullptr);
 }
 
 FakeDevice* FakeFabric::DeviceAt(const std::string& address) {
@@ -67,7 +72,9 @@ std::vector<size_t> FakeFabric::Eligible(const FakeQueuePair& pair) {
     const bool read = slot.request.kind == WorkRequest::Kind::kRead;
     if (!slot.executed) {
       if (slot.request.fenced && !all_before) break;  // nor anything behind it
-      if (read || all_sends_before) result.push_back(i);
+      // Over iWARP a READ is looked at when what was sent before it was placed.
+      const bool overtakes = read && pair.device.protocol != Protocol::kIwarp;
+      if (overtakes || all_sends_before) result.push_back(i);
       if (slot.request.fenced) break;  // what follows waits for it to begin
       all_before = false;
       if (!read) all_sends_before = false;
@@ -120,7 +127,13 @@ void FakeFabric::Execute(FakeQueuePair* pair, size_t index) {
   if (on_execute_) on_execute_(slot.request, pair->device.name());
   slot.status = Carry(pair, &slot);
   slot.executed = true;
-  if (slot.status != Completion::Status::kOk) {
+  const bool good = slot.status == Completion::Status::kOk;
+  const bool sent = pair->device.protocol == Protocol::kIwarp &&
+                    slot.request.kind == WorkRequest::Kind::kWrite;
+  if (sent && slot.status == Completion::Status::kRemoteRefused) {
+    slot.status = Completion::Status::kOk;  // as far as its sender sees
+  }
+  if (!good) {
     // What is before it in the queue completes, what is behind is flushed.
     for (size_t i = 0; i < index; ++i) {
       Slot& before = pair->slots[i];
@@ -158,6 +171,12 @@ Completion::Status FakeFabric::Carry(FakeQueuePair* pair, Slot* slot) {
   for (const Piece& piece : slot->pieces) bytes += piece.length;
   const WorkRequest& request = slot->request;
   const bool read = request.kind == WorkRequest::Kind::kRead;
+  const bool iwarp = pair->device.protocol == Protocol::kIwarp;
+  if (iwarp && read && request.fenced) {
+    slot->text = "a READ cannot be fenced";
+    return Status::kLocalError;
+  }
+  const uint32_t lands = !read ? kLocalRead : iwarp ? kLocalWrite | kRemoteWrite : kLocalWrite;
   char* remote = nullptr;
   std::pair<uint64_t, Piece> receive;
   if (request.kind == WorkRequest::Kind::kSend) {
@@ -171,7 +190,7 @@ Completion::Status FakeFabric::Carry(FakeQueuePair* pair, Slot* slot) {
     remote = Reach(&peer->device, peer->domain, receive.second.address, bytes,
                    receive.second.local_key, kLocalWrite);
     MOONPOOL_CHECK(remote != nullptr);
-  } else {
+  } else if (bytes > 0) {  // nothing may be read of anything
     remote = Reach(&peer->device, peer->domain, request.remote_address, bytes, request.remote_key,
                    read ? kRemoteRead : kRemoteWrite);
     if (remote == nullptr) {
@@ -181,10 +200,11 @@ Completion::Status FakeFabric::Carry(FakeQueuePair* pair, Slot* slot) {
   }
   uint64_t at = 0;
   for (const Piece& piece : slot->pieces) {
+    if (bytes == 0) break;
     char* const local = request.inlined
                             ? slot->inlined.data() + at
                             : Reach(&pair->device, pair->domain, piece.address, piece.length,
-                                    piece.local_key, read ? kLocalWrite : kLocalRead);
+                                    piece.local_key, lands);
     if (local == nullptr) {
       slot->text = "local protection error";
       return Status::kLocalError;

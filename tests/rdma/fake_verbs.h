@@ -13,6 +13,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "protocol/mutex.h"
@@ -36,8 +37,11 @@ class FakeFabric {
   explicit FakeFabric(Moves moves, uint64_t seed = 1);
   ~FakeFabric();
 
-  // Adds a device of a host, with one port and an address.
-  void AddDevice(const std::string& host, const std::string& device, const std::string& address);
+  // Adds a device of a host, with one port and an address.  Over iWARP who listens on all addresses is
+  // not heard (as on one host), READs cannot be fenced, and land only where there is remote write
+  // access, and WRITEs that are refused complete as if they were not.
+  void AddDevice(const std::string& host, const std::string& device, const std::string& address,
+                 Protocol protocol = Protocol::kRoceV2);
   std::unique_ptr<Verbs> Host(const std::string& host);
 
   // Carries out one request, any that may be next.  False when there is none.
@@ -61,6 +65,8 @@ class FakeFabric {
   void SetClosing(Closing closing);
   // Breaks every queue pair of the device, as a link error does.
   void BreakQueuePairs(const std::string& device);
+  // Somebody else listens there: that port of that address cannot be had.
+  void TakePort(const std::string& address, uint16_t port);
   // The next so many posts to queue pairs of the device are refused.
   void RefusePosts(const std::string& device, uint32_t count);
   void RefuseRegistrations(const std::string& device, bool refuse);
@@ -120,7 +126,8 @@ class FakeFabric {
   moonpool::test::Random random_ GUARDED_BY(mu_);
   std::vector<std::shared_ptr<FakeDevice>> devices_ GUARDED_BY(mu_);
   std::vector<FakeQueuePair*> pairs_ GUARDED_BY(mu_);  // as they were made
-  std::map<uint16_t, FakeConnection*> listeners_ GUARDED_BY(mu_);
+  // Null: somebody else's.
+  std::map<std::pair<std::string, uint16_t>, FakeConnection*> listeners_ GUARDED_BY(mu_);
   Closing closing_ GUARDED_BY(mu_) = Closing::kBoth;
   uint32_t next_key_ GUARDED_BY(mu_) = 1000;
   uint16_t next_port_ GUARDED_BY(mu_) = 20000;

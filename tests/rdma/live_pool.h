@@ -44,6 +44,11 @@ inline std::vector<RemoteNic> Told(const NicSet& nics) {
   return result;
 }
 
+// Over iWARP a refused request just ends the connection, as any other failure does.
+inline bool OverIwarp(const NicSet& nics) {
+  return nics.nics()[0].protocol == Protocol::kIwarp;
+}
+
 class LivePool {
  public:
   explicit LivePool(Service& service, uint64_t region_bytes = 256 << 20,

@@ -36,12 +36,13 @@ class SessionRig {
  public:
   static constexpr uint64_t kEpoch = 5;
 
-  explicit SessionRig(size_t nics = 2, ServiceOptions options = {})
+  explicit SessionRig(size_t nics = 2, ServiceOptions options = {},
+                      Protocol protocol = Protocol::kRoceV2)
       : fabric(FakeFabric::Moves::kByThread) {
     for (size_t i = 0; i < nics; ++i) {
       const std::string net = "10.0." + std::to_string(i) + ".";
-      fabric.AddDevice("client", "c" + std::to_string(i), net + "1");
-      fabric.AddDevice("server", "s" + std::to_string(i), net + "2");
+      fabric.AddDevice("client", "c" + std::to_string(i), net + "1", protocol);
+      fabric.AddDevice("server", "s" + std::to_string(i), net + "2", protocol);
     }
     server_nics = *NicSet::Open(fabric.Host("server"), {});
     client_nics = *NicSet::Open(fabric.Host("client"), {});

@@ -35,8 +35,8 @@ void RepairAll(Endpoint& endpoint, size_t lanes) {
 
 class SessionTest : public testing::Test {
  protected:
-  explicit SessionTest(ServiceOptions options = {})
-      : rig_(2, std::move(options)), tenant_(*rig_.server_nics) {
+  explicit SessionTest(ServiceOptions options = {}, Protocol protocol = Protocol::kRoceV2)
+      : rig_(2, std::move(options), protocol), tenant_(*rig_.server_nics) {
     tenant_.Show(kRegion);
   }
   SessionRig rig_;
@@ -262,6 +262,83 @@ TEST_F(SessionTest, ARefusedLaneIsBackAtOnce) {
   tenant_.Show(kRegion + 1);
   RepairAll(*client, 2);
   EXPECT_EQ(rig_.Read(*client, tenant_, kRegion + 1, 3'000'000, 1, &to_), Outcome::kDone);
+}
+
+// --- iWARP ---------------------------------------------------------------------------------
+
+class IwarpSessionTest : public SessionTest {
+ protected:
+  IwarpSessionTest() : SessionTest({}, Protocol::kIwarp) {}
+};
+
+TEST_F(IwarpSessionTest, EveryAddressIsListenedAt) {
+  auto client = rig_.Client(1, tenant_);
+  ASSERT_TRUE(client->Open());
+  RepairAll(*client, 2);
+  for (const uint64_t bytes : {1u, 4096u, 3'000'000u}) {
+    EXPECT_EQ(rig_.Read(*client, tenant_, kRegion, bytes, 9, &to_), Outcome::kDone) << rig_.error;
+  }
+  EXPECT_EQ(client->counters().fenced_reads, 0u) << "a READ cannot be fenced";
+  EXPECT_EQ(rig_.service->counters().lanes, 2u);
+}
+
+TEST_F(IwarpSessionTest, APortIsTakenThatAllAddressesHave) {
+  const uint16_t next = rig_.service->port() + 1;
+  rig_.fabric.TakePort("10.0.1.2", next);
+  const auto second = Service::Start(*rig_.server_nics, {});
+  ASSERT_TRUE(second) << second.error().message;
+  EXPECT_EQ((*second)->port(), next + 1);
+  ServiceOptions options;
+  options.port = next;
+  EXPECT_FALSE(Service::Start(*rig_.server_nics, options));
+  options.address = "10.0.0.2";
+  EXPECT_TRUE(Service::Start(*rig_.server_nics, options));
+}
+
+TEST_F(IwarpSessionTest, WhatTheServerReadsTakesACopy) {
+  // As the pool is: no remote write access, and so nowhere for a READ to land.
+  std::vector<char> buffer(300'000);
+  const auto keys = *Registration::Create(*rig_.domains, buffer.data(), buffer.size(),
+                                          kLocalWrite | kRemoteRead | kRemoteWrite);
+  auto client = rig_.Client(1, tenant_);
+  ASSERT_TRUE(client->Open());
+  ASSERT_TRUE(client->Announce(2, *keys, kRemoteRead | kRemoteWrite));
+  test::FillKnown(buffer.data(), buffer.size(), 8);
+  for (const auto direction : {Transfer::Direction::kRead, Transfer::Direction::kWrite}) {
+    std::optional<Outcome> outcome;
+    rig_.service->Move({{1, 2, 0, kRegion, tenant_.region.data(), buffer.size(), direction}},
+                       [&](auto found, const std::string&) {
+                         std::lock_guard lock(rig_.mu);
+                         outcome = found[0];
+                         rig_.changed.notify_all();
+                       });
+    ASSERT_TRUE(rig_.WaitFor([&] { return outcome.has_value(); }));
+    EXPECT_EQ(*outcome, Outcome::kDone);
+    EXPECT_EQ(test::FirstWrong(tenant_.region.data(), buffer.size(), 8), std::nullopt);
+    EXPECT_EQ(test::FirstWrong(buffer.data(), buffer.size(), 8), std::nullopt);
+    std::fill(buffer.begin(), buffer.end(), 0);
+  }
+}
+
+TEST_F(IwarpSessionTest, WhatTheServerWritesHasArrivedWhenItSaysSo) {
+  // A WRITE that the client's device refuses completes at the server all the same.
+  std::vector<char> buffer(8192, 0x44);
+  const auto keys = *Registration::Create(*rig_.domains, buffer.data(), buffer.size(),
+                                          kLocalWrite | kRemoteRead);
+  auto client = rig_.Client(1, tenant_);
+  ASSERT_TRUE(client->Open());
+  ASSERT_TRUE(client->Announce(2, *keys, kRemoteRead));
+  std::optional<Outcome> outcome;
+  rig_.service->Move(
+      {{1, 2, 0, kRegion, tenant_.region.data(), 4096, Transfer::Direction::kWrite}},
+      [&](auto found, const std::string&) {
+        std::lock_guard lock(rig_.mu);
+        outcome = found[0];
+        rig_.changed.notify_all();
+      });
+  ASSERT_TRUE(rig_.WaitFor([&] { return outcome.has_value(); }));
+  EXPECT_EQ(*outcome, Outcome::kUnreachable);
+  EXPECT_EQ(buffer[0], 0x44);
 }
 
 // --- bytes the server moves ----------------------------------------------------------------

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "protocol/crc32c.h"
+#include "protocol/seqlock.h"
 #include "tools/bench/clock.h"
 #include "tools/bench/failure.h"
 #include "tools/bench/memory_block.h"
@@ -153,7 +154,7 @@ double DirectFile::ReadCheckAndCopy(uint64_t offset, uint64_t bytes, int depth,
       offset, bytes, depth, [&](int, uint64_t block) { return from.data() + place(block); },
       [&](uint64_t block) {
         sum ^= protocol::Crc32c(0, from.data() + place(block), kBlock);
-        std::memcpy(to.data() + place(block), from.data() + place(block), kBlock);
+        protocol::RacyCopyStreaming(to.data() + place(block), from.data() + place(block), kBlock);
       });
 }
 

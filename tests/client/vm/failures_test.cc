@@ -186,7 +186,7 @@ class RawSession {
     endpoint.host = "127.0.0.1";
     endpoint.port = server.port();
     EXPECT_TRUE(stream_.Connect(endpoint, options));
-    WordsOfHello(stream_, false, true);
+    WordsOfHello(stream_, false, true, {});
     ReplyHeader reply;
     EXPECT_TRUE(stream_.Flush() && stream_.Next(&reply) && ReadHello(stream_, reply, &answer_));
     EXPECT_TRUE(answer_.rdma.has_value());
@@ -205,7 +205,8 @@ class RawSession {
   std::string Try(const std::string& text) {
     rdma::EndpointTarget target{answer_.epoch, answer_.session, answer_.rdma->port, {}};
     for (const RdmaOffer::Nic& nic : answer_.rdma->nics) {
-      target.nics.push_back({nic.name, nic.addresses, rdma::Protocol::kRoceV2, nic.speed_mbps});
+      target.nics.push_back({nic.name, nic.addresses, shared_.nics->nics()[0].protocol,
+                             nic.speed_mbps});
     }
     target.nics.resize(1);
     const auto token = rdma::ParseToken(text);
@@ -229,7 +230,7 @@ class RawSession {
 TEST(VmClientFailures, TokensOpenOneQueuePairOfTheirSession) {
   ServerProcess server;
   rdma::NicFilter one;
-  one.only = {"rxe0"};
+  one.only = {(*rdma::NicSet::Open(*rdma::OpenVerbs(), {}))->nics()[0].name()};
   auto nics = rdma::NicSet::Open(*rdma::OpenVerbs(), one);
   ASSERT_TRUE(nics) << nics.error().message;
   auto domains = rdma::Domains::Create((*nics)->devices());

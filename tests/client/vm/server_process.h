@@ -22,9 +22,9 @@ namespace moonpool::client::test {
 
 using Clock = std::chrono::steady_clock;
 
-// Polls until condition() holds; false when it does not within 20 s.
+// Polls until condition() holds; false when it does not within 60 s.
 inline bool Eventually(const std::function<bool()>& condition) {
-  const auto end = Clock::now() + std::chrono::seconds(20);
+  const auto end = Clock::now() + std::chrono::seconds(60);
   while (!condition()) {
     if (Clock::now() > end) return false;
     std::this_thread::sleep_for(std::chrono::milliseconds(5));

@@ -87,10 +87,10 @@ class Resp {
   std::unique_ptr<redisContext, decltype(&redisFree)> context_;
 };
 
-// Waits for something that another process brings about; false when that takes more than 20 s.
+// Waits for something that another process brings about; false when that takes more than 60 s.
 template <typename Condition>
 bool Eventually(Condition&& condition) {
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
   while (!condition()) {
     if (std::chrono::steady_clock::now() > end) return false;
     usleep(5000);

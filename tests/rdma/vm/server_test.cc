@@ -39,7 +39,7 @@ TEST_F(VmServer, WhatWasOverwrittenIsNotReadAsIfItWereNot) {
   ASSERT_TRUE(session.Open());
   const auto want = session.Locate("key");
   ClientBuffer buffer(want->length);
-  ASSERT_EQ(session.Read(*want, buffer.data()), Outcome::kDone);
+  ASSERT_EQ(session.Read(*want, buffer.data()), Outcome::kDone) << session.client().error();
   EXPECT_EQ(Text(session.resp().Do({"DEL", "key"}).get()), "1");
   // The lease of the descriptor keeps the extent for a second at most.
   EXPECT_TRUE(Eventually([&] { return session.Read(*want, buffer.data()) == Outcome::kChanged; }));
@@ -49,8 +49,9 @@ TEST_F(VmServer, WhatWasOverwrittenIsNotReadAsIfItWereNot) {
 
 class VmServerMoves : public VmServer {
  protected:
-  VmServerMoves()
-      : VmServer({"--maxmemory", "512mb", "--region-size", "112mb"}),
+  explicit VmServerMoves(const std::vector<std::string>& flags = {"--maxmemory", "512mb",
+                                                                  "--region-size", "112mb"})
+      : VmServer(flags),
         session_(*nics_, server_.port()),
         buffer_(100'000'000) {
     EXPECT_TRUE(session_.Open());
@@ -189,6 +190,76 @@ TEST_F(VmServerMoves, TheEndOfTheSessionGivesReservationsBackAndHarmsNobody) {
   EXPECT_EQ(FirstWrong(buffer_.data(), 20 * kMiB, 8), std::nullopt);
 }
 
+// --- values that are not in DRAM -----------------------------------------------------------------
+
+class VmServerTiers : public VmServerMoves {
+ protected:
+  using VmServerMoves::VmServerMoves;
+  static constexpr uint64_t kSizes[] = {65'536, kMiB + 1, 3'274'752};
+
+  std::string TierOf(const std::string& key) {
+    return Text(Field(server_.resp().Do({"KV.INFO", key}).get(), "tier"));
+  }
+  void WriteAll(const std::string& prefix) {
+    for (const uint64_t bytes : kSizes) {
+      FillKnown(buffer_.data(), bytes, bytes);
+      ASSERT_EQ(Write(prefix + std::to_string(bytes), 0, bytes), std::to_string(bytes));
+    }
+  }
+  void ReadAll(const std::string& prefix, const std::string& tier) {
+    for (const uint64_t bytes : kSizes) {
+      const std::string key = prefix + std::to_string(bytes);
+      SCOPED_TRACE(key + " in " + tier);
+      EXPECT_EQ(TierOf(key), tier);
+      std::memset(buffer_.data(), 0, bytes);
+      ASSERT_EQ(Read(key, 0, buffer_.bytes()), std::to_string(bytes));
+      EXPECT_EQ(FirstWrong(buffer_.data(), bytes, bytes), std::nullopt);
+    }
+  }
+};
+
+class VmServerCxl : public VmServerTiers {
+ protected:
+  // The guest has one NUMA node: to the server it is another tier all the same.
+  VmServerCxl()
+      : VmServerTiers({"--maxmemory", "64mb", "--region-size", "32mb", "--cxl-memory", "64mb",
+                       "--cxl-node", "0", "--prefer", "far: cxl"}) {}
+};
+
+TEST_F(VmServerCxl, ValuesAreWrittenAndReadThere) {
+  WriteAll("far:");
+  WriteAll("near:");
+  ReadAll("far:", "cxl");
+  ReadAll("near:", "dram");
+}
+
+class VmServerSsd : public VmServerTiers {
+ protected:
+  VmServerSsd()
+      : VmServerTiers({"--maxmemory", "128mb", "--region-size", "16mb", "--ssd-directory", Fresh(),
+                       "--ssd-chunk", "64kb", "--dram-high-watermark", "0.3", "--dram-evict-ratio",
+                       "0.2", "--dram-cold-share", "0", "--maxmemory-policy", "allkeys-lru",
+                       "--memory-wait", "20000"}) {}
+  static std::string Fresh() {
+    std::filesystem::remove_all("ssd-of-a-server");
+    return "ssd-of-a-server";
+  }
+};
+
+TEST_F(VmServerSsd, ValuesComeUpAndAreRead) {
+  WriteAll("key:");
+  const std::string filler(kMiB, 'f');
+  int fillers = 0;
+  ASSERT_TRUE(Eventually([&] {
+    const bool down = std::all_of(std::begin(kSizes), std::end(kSizes), [&](uint64_t bytes) {
+      return TierOf("key:" + std::to_string(bytes)) == "ssd";
+    });
+    if (!down) server_.resp().Do({"SET", "filler:" + std::to_string(fillers++ % 64), filler});
+    return down;
+  }));
+  ReadAll("key:", "ssd");
+}
+
 // --- who may ---------------------------------------------------------------------------------------
 
 TEST_F(VmServer, ATokenOpensOneQueuePairOfItsOwnSession) {
@@ -231,7 +302,7 @@ TEST_F(VmServer, WhateverEndsASessionFencesItsQueuePairs) {
     LiveSession session(*nics_, server_.port());
     ASSERT_TRUE(session.Open());
     const auto want = session.Locate("key");
-    ASSERT_EQ(session.Read(*want, buffer.data()), Outcome::kDone);
+    ASSERT_EQ(session.Read(*want, buffer.data()), Outcome::kDone) << session.client().error();
     ends[i](session);
     EXPECT_TRUE(Eventually([&] { return server_.resp().Number("rdma", "rdma_queue_pairs") == 0; }));
     EXPECT_EQ(session.Read(*want, buffer.data()), Outcome::kUnreachable);
@@ -244,7 +315,7 @@ TEST_F(VmServer, ItStopsAndDiesUnderReaders) {
   ASSERT_TRUE(session.Open());
   const auto want = session.Locate("key");
   ClientBuffer buffer(want->length);
-  ASSERT_EQ(session.Read(*want, buffer.data()), Outcome::kDone);
+  ASSERT_EQ(session.Read(*want, buffer.data()), Outcome::kDone) << session.client().error();
   EXPECT_EQ(server_.Stop(), 0);
   EXPECT_EQ(session.Read(*want, buffer.data()), Outcome::kUnreachable);
 }
