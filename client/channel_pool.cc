@@ -106,8 +106,7 @@ ClientImpl::Borrowed ClientImpl::BorrowThat(const std::shared_ptr<Channel>& chan
       *status = {Code::kTimeout, "its connection stayed in use"};
       return Borrowed(this, nullptr);
     }
-    // Others wait for any channel, and one of them may be woken instead.
-    channel_free_.WaitFor(mu_, kVisitPause);
+    that_free_.WaitFor(mu_, kVisitPause);
   }
 }
 
@@ -125,6 +124,7 @@ void ClientImpl::GiveBack(std::shared_ptr<Channel> channel) {
     }
   }
   channel_free_.NotifyOne();
+  that_free_.NotifyAll();
 }
 
 Status ClientImpl::WithChannel(const std::function<bool(Channel&)>& work) {

@@ -294,7 +294,8 @@ class ClientImpl {
   // For values that are to be checked: into pinned memory, and from there on.  False: its key is done
   // or pending again.
   bool LoadChecked(const Pull& pull, GetBatch& batch, GpuMove* move);
-  // Waits for what devices move, unless somebody else does, and says what became of it.
+  // Waits for what devices move, unless somebody else does, and says what became of it.  REQUIRES:
+  // what is staged and still wanted is of a move.
   void FinishMoves(GetBatch& batch);
   void FinishMove(GpuMove& move, GetBatch& batch);
   // Runs `put` with what is pending, in rounds in which device memory is copied to host memory.
@@ -328,7 +329,9 @@ class ClientImpl {
   Copier copier_;
 
   mutable Mutex mu_;
-  CondVar channel_free_;
+  CondVar channel_free_;  // who waits takes any
+  // Who waits takes one and no other, and must not be woken in the place of one that takes any.
+  CondVar that_free_;
   std::vector<std::shared_ptr<Channel>> idle_ GUARDED_BY(mu_);
   std::vector<std::weak_ptr<Channel>> all_ GUARDED_BY(mu_);
   int open_ GUARDED_BY(mu_) = 0;

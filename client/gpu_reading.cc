@@ -191,12 +191,15 @@ bool ClientImpl::LoadChecked(const Pull& pull, GetBatch& batch, GpuMove* move) {
 
 void ClientImpl::FinishMoves(GetBatch& batch) {
   GpuWork& gpu = *batch.gpu;
-  if (gpu.deferred() || gpu.moves().empty()) return;
-  gpu.Submit();
-  gpu.Wait();
-  batch.now = Clock::now();
-  for (GpuMove& move : gpu.moves()) FinishMove(move, batch);
-  batch.now.reset();
+  if (gpu.deferred()) return;
+  if (!gpu.moves().empty()) {
+    gpu.Submit();
+    gpu.Wait();
+    batch.now = Clock::now();
+    for (GpuMove& move : gpu.moves()) FinishMove(move, batch);
+    batch.now.reset();
+  }
+  // What was staged for values that did not come is free too.
   gpu.Clear();
 }
 

@@ -44,13 +44,17 @@ uint32_t LayersOf(std::span<const std::vector<Piece>> all) {
 // More would be a slip: every one costs an event.
 constexpr uint32_t kMostLayers = 65536;
 
-// The caller's side of what is moved; empty: the description is good.
+// The caller's side of what is moved; empty: the description is good.  REQUIRES: cache.layers > 0.
 std::string AddPages(const PagedCache& cache, const PageIndexes& pages, State* state) {
   const size_t keys = state->keys.size();
   if (keys == 0) return "";
   if (pages.size() == 0 || pages.size() % keys != 0) {
     return std::to_string(pages.size()) + " page indexes do not give each of " +
            std::to_string(keys) + " keys the same number";
+  }
+  if (!cache.planes.empty() && cache.planes.size() != cache.plane_count) {
+    return std::to_string(cache.planes.size()) + " plane addresses are given for " +
+           std::to_string(cache.plane_count) + " planes";
   }
   if (cache.plane_count == 0 || cache.piece_bytes == 0 || cache.plane_count % cache.layers != 0) {
     return "plane_count and piece_bytes must not be zero, nor plane_count anything but a multiple of "

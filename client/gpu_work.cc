@@ -138,6 +138,7 @@ moonpool::Status GpuWork::AddPagesOfLayer(const Group& group, uint32_t layer,
     pool.plane_stride = pages.piece_bytes;
     pool.page_stride = page_bytes;
     if (place->kind == gpu::Place::Kind::kPageable) {
+      if (moonpool::Status valid = gpu::Validate(copy, true, true); !valid) return valid;
       for (uint32_t page = 0; page < copy.page_count; ++page) {
         for (uint32_t plane = 0; plane < planes; ++plane) {
           batch->Copy(keys[move.move], {gpu::PieceAddress(copy.to, page, plane),

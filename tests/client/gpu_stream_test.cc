@@ -22,6 +22,8 @@ class GpuStreams : public GpuClientTest {
     stream = stream_owner->ref().handle;
   }
   void Drain() { ASSERT_TRUE(device->Drain({stream})); }
+  void CheckPages();
+  void CheckPagesThatAreWrong();
 
   std::unique_ptr<gpu::Stream> stream_owner;
   void* stream = nullptr;
@@ -218,7 +220,7 @@ struct Layout {
 };
 
 // Pages as engines have them, by way of page tables.
-TEST_P(GpuStreams, Pages) {
+void GpuStreams::CheckPages() {
   constexpr Layout kLayouts[] = {{"K and V per layer", 8, 4096, false, 4},
                                  {"the same in one launch", 8, 4096, false, 1},
                                  {"page first", 6, 3000, true, 3},
@@ -285,14 +287,19 @@ TEST_P(GpuStreams, Pages) {
   }
 }
 
-TEST_P(GpuStreams, PagesThatAreWrong) {
+TEST_P(GpuStreams, Pages) { CheckPages(); }
+
+void GpuStreams::CheckPagesThatAreWrong() {
   PagedCache cache;
-  constexpr size_t kPage = 70'000;
-  const auto memory = Room(4 * kPage);
-  cache.base = memory->data();
+  constexpr size_t kPage = 70'000, kPages = 4;
+  // With memory of the caller's around the cache.
+  const size_t bytes = (kPages + 4) * kPage;
+  const auto memory = Room(bytes);
+  char* const base = memory->data() + 2 * kPage;
+  cache.base = base;
   cache.page_stride = kPage;
   cache.piece_bytes = kPage;
-  cache.page_limit = 4;
+  cache.page_limit = kPages;
   const std::string value = Stamped(kPage, 1);
   ASSERT_TRUE(client->Set("good", value).ok());
   ASSERT_TRUE(client->Set("short", value.substr(0, kPage - 8)).ok());
@@ -303,14 +310,40 @@ TEST_P(GpuStreams, PagesThatAreWrong) {
   EXPECT_EQ(results[1].code, Code::kBufferTooSmall);
   EXPECT_EQ(results[2].code, Code::kInvalidArgument);
   EXPECT_EQ(results[3].code, Code::kInvalidArgument);
-  EXPECT_TRUE(Get(memory->data(), 4 * kPage) ==
-              Poison(2 * kPage) + value + Poison(kPage));
-  GpuTransfer odd = GetPagesOnStream(*client, stream, keys, cache, std::vector<int32_t>{1, 2, 3});
-  EXPECT_EQ(odd.Wait()[0].code, Code::kInvalidArgument);
+  const std::string expected = Poison(4 * kPage) + value + Poison(3 * kPage);
+  EXPECT_TRUE(Get(memory->data(), bytes) == expected);
+  const std::vector<int32_t> all(kPages);
+  const auto are_refused = [&](const std::vector<int32_t>& indexes) {
+    GpuTransfer into = GetPagesOnStream(*client, stream, keys, cache, indexes);
+    GpuTransfer from = PutPagesOnStream(*client, stream, keys, cache, indexes);
+    for (const size_t key : {0, 3}) {
+      EXPECT_EQ(into.Wait()[key].code, Code::kInvalidArgument);
+      EXPECT_EQ(from.Wait()[key].code, Code::kInvalidArgument);
+      EXPECT_FALSE(from.result(key).message.empty());
+    }
+  };
+  are_refused({1, 2, 3});
   cache.layers = 2;
-  GpuTransfer layers = PutPagesOnStream(*client, stream, keys, cache, std::vector<int32_t>(4));
-  EXPECT_EQ(layers.Wait()[3].code, Code::kInvalidArgument);
+  are_refused(all);
+  cache.layers = 0;
+  are_refused(all);
+  // Planes that are not as many as there should be: of one layer, and of two.
+  cache.base = nullptr;
+  cache.plane_count = 4;
+  cache.piece_bytes = cache.page_stride = kPage / 4;
+  for (const uint32_t layers : {1, 2}) {
+    for (const size_t planes : {1, 2, 3, 5}) {
+      SCOPED_TRACE(planes);
+      cache.layers = layers;
+      cache.planes.clear();
+      for (size_t p = 0; p < planes; ++p) cache.planes.push_back(base + p * cache.piece_bytes);
+      are_refused(all);
+    }
+  }
+  EXPECT_TRUE(Get(memory->data(), bytes) == expected);
 }
+
+TEST_P(GpuStreams, PagesThatAreWrong) { CheckPagesThatAreWrong(); }
 
 TEST_P(GpuStreams, HostMemoryAlone) {
   // Without device memory it is an ordinary batch, whatever the stream.
@@ -351,6 +384,17 @@ TEST_P(GpuStreams, HostMemoryAlone) {
 }
 
 INSTANTIATE_DEVICES(GpuStreams);
+
+// Where mappings without write access cannot be pinned.
+class UnpinnedStreams : public GpuStreams {
+ protected:
+  UnpinnedStreams() { pins_read_only = false; }
+};
+
+TEST_P(UnpinnedStreams, Pages) { CheckPages(); }
+TEST_P(UnpinnedStreams, PagesThatAreWrong) { CheckPagesThatAreWrong(); }
+
+INSTANTIATE_TEST_SUITE_P(On, UnpinnedStreams, testing::Values(gpu::Kind::kDouble), gpu::KindName);
 
 // --- what only the double can be told ------------------------------------------------------------
 
@@ -610,6 +654,82 @@ TEST_P(GpuStreamFailures, OutliveTheClient) {
 }
 
 INSTANTIATE_TEST_SUITE_P(On, GpuStreamFailures, testing::Values(gpu::Kind::kDouble), gpu::KindName);
+
+// --- a write that is to be committed over a connection which somebody else uses --------------------
+
+class BusySession : public testing::Test {
+ protected:
+  BusySession() {
+    gpu::HostDeviceOptions options;
+    options.devices = 2;
+    devices = gpu::MakeHostDevices(options);
+    ReplaceGpuDevices({devices[0].get(), devices[1].get()});
+    server = std::make_unique<LiveServer>();
+    client = server->Connect("connections=2&timeout_ms=60000");
+    for (const auto& device : devices) {
+      auto block = device->NewDeviceBlock(kBytes);
+      EXPECT_TRUE(block);
+      FillStamped((*block)->data(), kBytes, {blocks.size(), 1});
+      blocks.push_back(std::move(*block));
+    }
+    auto made = devices[0]->NewStream();
+    EXPECT_TRUE(made);
+    stream = std::move(*made);
+    // Over the only connection there is.
+    for (const auto& device : devices) device->Pause();
+    const std::string_view keys[] = {"put"};
+    const std::vector<ConstLayerBuffer> from[] = {{{blocks[0]->data(), kBytes}}};
+    put = PutOnStream(*client, stream->ref().handle, keys, from);
+    const uint64_t before = Launches();
+    // It stays with this call until the second device has copied.
+    other = std::thread([this] {
+      const std::string_view key = "other";
+      const ConstBuffer buffer{blocks[1]->data(), kBytes};
+      const KeyResult result =
+          client->BatchPutFrom(std::span(&key, 1), std::span(&buffer, 1))[0];
+      EXPECT_TRUE(result.ok()) << result.message;
+    });
+    EXPECT_TRUE(Eventually([&] { return Launches() > before; }));
+    devices[0]->Resume();
+  }
+  ~BusySession() override {
+    devices[1]->Resume();
+    other.join();
+    EXPECT_TRUE(put.Wait()[0].ok()) << put.result(0).message;
+    EXPECT_TRUE(client->Exists("put").ok());
+    put = GpuTransfer();
+    client = nullptr;
+    server = nullptr;
+    ReplaceGpuDevices({});
+  }
+  uint64_t Launches() { return devices[1]->counts().one + devices[1]->counts().many; }
+
+  static constexpr size_t kBytes = 200'000;
+  std::vector<std::unique_ptr<gpu::HostDevice>> devices;
+  std::unique_ptr<LiveServer> server;
+  std::unique_ptr<Client> client;
+  std::vector<std::unique_ptr<gpu::DeviceBlock>> blocks;
+  std::unique_ptr<gpu::Stream> stream;
+  GpuTransfer put;
+  std::thread other;
+};
+
+// Who waits for that connection must not be woken instead of those that take any.
+TEST_F(BusySession, OthersGetTheOther) {
+  const std::string value(4 << 20, 'v');
+  ASSERT_TRUE(client->Set("k", value).ok());
+  for (int round = 0; round < 200 && !HasFailure(); ++round) {
+    std::thread both[2];
+    for (std::thread& one : both) {
+      one = std::thread([&] {
+        std::string got;
+        const Status status = client->Get("k", &got);
+        EXPECT_TRUE(status.ok()) << status.message;
+      });
+    }
+    for (std::thread& one : both) one.join();
+  }
+}
 
 }  // namespace
 }  // namespace moonpool::client

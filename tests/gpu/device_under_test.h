@@ -36,6 +36,7 @@ class DeviceTest : public testing::TestWithParam<Kind> {
       HostDeviceOptions options;
       options.seed = random.Next();
       options.pinned_offset = 1l << 46;
+      options.pins_read_only = pins_read_only;
       doubles_ = MakeHostDevices(options);
       device = doubles_[0].get();
       return;
@@ -83,6 +84,7 @@ class DeviceTest : public testing::TestWithParam<Kind> {
 
   test::Random random;
   Device* device = nullptr;
+  bool pins_read_only = true;  // of the double: before SetUp()
 
  private:
   void Move(char* to, const char* from, size_t bytes) {
