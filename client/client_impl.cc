@@ -220,12 +220,17 @@ Status ClientImpl::RegisterBuffer(void* data, size_t size) {
   }
   {
     MutexLock lock(mu_);
-    for (const KnownMemory& other : registered_) {
+    for (const KnownMemory& other : *registered_) {
       if (begin < other.end && other.begin < begin + size) {
         return {Code::kInvalidArgument, "the buffer overlaps one that is registered already"};
       }
     }
-    registered_.push_back({begin, begin + size, device});
+    auto next = std::make_shared<KnownMemories>(*registered_);
+    const auto behind = std::find_if(next->begin(), next->end(), [begin](const KnownMemory& other) {
+      return other.begin > begin;
+    });
+    next->insert(behind, {begin, begin + size, device});
+    registered_ = std::move(next);
   }
   if (device != nullptr) return {};
   rdma_->Declare(data, size);
@@ -245,7 +250,7 @@ Status ClientImpl::UnregisterBuffer(void* data) {
   KnownMemory found;
   {
     MutexLock lock(mu_);
-    for (const KnownMemory& memory : registered_) {
+    for (const KnownMemory& memory : *registered_) {
       if (memory.begin == begin) found = memory;
     }
   }
@@ -256,7 +261,9 @@ Status ClientImpl::UnregisterBuffer(void* data) {
     rdma_->Withdraw(data);
   }
   MutexLock lock(mu_);
-  std::erase_if(registered_, [begin](const KnownMemory& memory) { return memory.begin == begin; });
+  auto rest = std::make_shared<KnownMemories>(*registered_);
+  std::erase_if(*rest, [begin](const KnownMemory& memory) { return memory.begin == begin; });
+  registered_ = std::move(rest);
   return {};
 }
 
@@ -289,6 +296,7 @@ Stats ClientImpl::stats() const {
   stats.gathered_calls = get(counters_.gathered_calls);
   stats.gpu_values = get(counters_.gpu_values);
   stats.gpu_staged_values = get(counters_.gpu_staged_values);
+  stats.gpu_unpinned_values = get(counters_.gpu_unpinned_values);
   MutexLock lock(mu_);
   stats.gpu_error = memory_ != nullptr ? memory_->import_error() : std::string();
   return stats;

@@ -74,6 +74,7 @@ struct Counters {
   std::atomic<uint64_t> gathered_calls{0};
   std::atomic<uint64_t> gpu_values{0};
   std::atomic<uint64_t> gpu_staged_values{0};
+  std::atomic<uint64_t> gpu_unpinned_values{0};
 
   void Read(Transport transport, uint64_t bytes) {
     values_read[static_cast<size_t>(transport)].fetch_add(1, std::memory_order_relaxed);
@@ -149,10 +150,11 @@ class ClientImpl {
   // moonpool/gpu.h
   void StartGet(GpuTransferState& transfer);
   void StartPut(const std::shared_ptr<GpuTransferState>& transfer);
-  // Makes every result known: at once, or false; or when the device has copied.
+  // Makes every result known: if the device has copied, or false (of a write over the network: not
+  // for those who only look); or when it has.
   bool TryFinish(GpuTransferState& transfer);
   void Finish(GpuTransferState& transfer);
-  std::vector<KeyResult>& Retry(GpuTransferState& transfer);
+  void Retry(GpuTransferState& transfer);
 
   Stats stats() const;
   Transport transport() const;
@@ -261,10 +263,12 @@ class ClientImpl {
   bool SetOverTcp(Channel& channel, PutBatch& batch, const PutOptions& options);
 
   // --- on a stream of the caller's.  Those without a lock of their own: the transfer's is held
-  void Submit(GpuTransferState& transfer);
+  // Takes what is known so far.  Whether that is everything.
+  static bool Submit(GpuTransferState& transfer, std::vector<KeyResult>* results);
   void FinishLocked(GpuTransferState& transfer);
-  void FinishGet(GpuTransferState& transfer);
-  void FinishPut(GpuTransferState& transfer);
+  void FinishGet(GpuTransferState& transfer, std::vector<KeyResult>* results);
+  void FinishPut(GpuTransferState& transfer, std::vector<KeyResult>* results);
+  static void Finished(GpuTransferState& transfer, std::vector<KeyResult>* results);
   void Commit(const std::shared_ptr<Channel>& session, std::span<GpuMove* const> aborted,
               std::span<const Allocation> copied, PutBatch& batch);
   template <typename Item>
@@ -339,7 +343,9 @@ class ClientImpl {
   const std::shared_ptr<RdmaTransport> rdma_;
   Clock::time_point attach_after_ GUARDED_BY(mu_);  // shared memory failed: not before this
   std::chrono::milliseconds attach_pause_ GUARDED_BY(mu_){0};
-  std::vector<KnownMemory> registered_ GUARDED_BY(mu_);
+  // Replaced, never changed.
+  std::shared_ptr<const KnownMemories> registered_ GUARDED_BY(mu_) =
+      std::make_shared<KnownMemories>();
   // Device memory was used: new connections ask for the server's, and are asked for.
   std::atomic<bool> gpu_wanted_{false};
   bool stop_ GUARDED_BY(mu_) = false;

@@ -1,6 +1,8 @@
 #include "client/gpu_devices.h"
 
+#include <algorithm>
 #include <atomic>
+#include <iterator>
 #include <utility>
 
 #include "client/errors.h"
@@ -14,7 +16,7 @@ namespace moonpool::client {
 namespace {
 
 // Beyond that many ranges the driver is asked again: searching would cost as much.
-constexpr size_t kMostKnown = 64;
+constexpr size_t kMostAsked = 64;
 // Devices map memory in blocks of at least this size and alignment (CUDA driver API, section 6.14,
 // cuMemGetAllocationGranularity): what has a host address in it has no other.
 constexpr uintptr_t kWindow = 64 << 10;
@@ -101,17 +103,27 @@ Result<std::shared_ptr<Mapping>> ImportDeviceMemory(Options::GpuChoice choice,
                                            "; add it to CUDA_VISIBLE_DEVICES");
 }
 
+const KnownMemory* MemoryLookup::Find(uintptr_t at) const {
+  if (registered_ != nullptr) {
+    auto next = std::upper_bound(
+        registered_->begin(), registered_->end(), at,
+        [](uintptr_t address, const KnownMemory& memory) { return address < memory.begin; });
+    if (next != registered_->begin() && at < std::prev(next)->end) return &*std::prev(next);
+  }
+  for (const KnownMemory& memory : asked_) {
+    if (at >= memory.begin && at < memory.end) return &memory;
+  }
+  return nullptr;
+}
+
 Status MemoryLookup::DeviceOf(const void* address, gpu::Device** device) {
   const auto at = reinterpret_cast<uintptr_t>(address);
-  const auto holds = [at](const KnownMemory& known) { return at >= known.begin && at < known.end; };
-  if (last_ < known_.size() && holds(known_[last_])) {
-    *device = known_[last_].device;
-    return {};
+  if (at < last_.begin || at >= last_.end) {
+    const KnownMemory* const known = Find(at);
+    last_ = known != nullptr ? *known : KnownMemory();
   }
-  for (size_t i = 0; i < known_.size(); ++i) {
-    if (!holds(known_[i])) continue;
-    last_ = i;
-    *device = known_[i].device;
+  if (last_.end != 0) {
+    *device = last_.device;
     return {};
   }
   *device = nullptr;
@@ -140,9 +152,9 @@ Status MemoryLookup::DeviceOf(const void* address, gpu::Device** device) {
     found = {memory->begin, memory->end, all[static_cast<size_t>(memory->ordinal)]};
   }
   *device = found.device;
-  if (known_.size() < kMostKnown && found.end > found.begin) {
-    last_ = known_.size();
-    known_.push_back(found);
+  if (asked_.size() < kMostAsked && found.end > found.begin) {
+    last_ = found;
+    asked_.push_back(found);
   }
   return {};
 }

@@ -10,6 +10,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "client/moonpool/client.h"
@@ -42,20 +43,27 @@ struct KnownMemory {
   gpu::Device* device = nullptr;  // null: host memory
 };
 
+// In the order of their begins; none overlap.
+using KnownMemories = std::vector<KnownMemory>;
+
 // Asks for one batch, and remembers the answers.
 class MemoryLookup {
  public:
-  MemoryLookup(Options::GpuChoice choice, std::vector<KnownMemory> known)
-      : choice_(choice), known_(std::move(known)) {}
+  // `registered` may be null.
+  MemoryLookup(Options::GpuChoice choice, std::shared_ptr<const KnownMemories> registered)
+      : choice_(choice), registered_(std::move(registered)) {}
 
   // Null for host memory.  kInvalidArgument for device memory that cannot be used: the message says
   // why and what to do.
   Status DeviceOf(const void* address, gpu::Device** device);
 
  private:
+  const KnownMemory* Find(uintptr_t at) const;
+
   const Options::GpuChoice choice_;
-  std::vector<KnownMemory> known_;
-  size_t last_ = 0;  // of known_, the one found last
+  const std::shared_ptr<const KnownMemories> registered_;
+  std::vector<KnownMemory> asked_;
+  KnownMemory last_;
   uintptr_t host_window_ = UINTPTR_MAX;  // the last that has no device memory in it
 };
 

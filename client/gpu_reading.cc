@@ -11,26 +11,32 @@ namespace moonpool::client {
 
 namespace {
 
-// Addresses by which the kind of memory is told.
-std::vector<const void*> AddressesOf(const gpu::Pages& pages) {
-  if (pages.planes.empty()) return {pages.base};
-  return {pages.planes.begin(), pages.planes.end()};
-}
-std::vector<const void*> AddressesOf(const Target& target) {
-  if (target.pages != nullptr) return AddressesOf(target.pages->to);
-  std::vector<const void*> addresses;
-  for (const Buffer& piece : target.pieces) {
-    if (piece.size > 0) addresses.push_back(piece.data);
+// Calls visit(address) with the addresses by which the kind of memory is told, until it is false.
+template <typename Visit>
+void VisitAddresses(const gpu::Pages& pages, Visit&& visit) {
+  if (pages.planes.empty()) {
+    visit(pages.base);
+    return;
   }
-  return addresses;
-}
-std::vector<const void*> AddressesOf(const Source& source) {
-  if (source.pages != nullptr) return AddressesOf(source.pages->from);
-  std::vector<const void*> addresses;
-  for (const ConstBuffer& piece : source.pieces) {
-    if (piece.size > 0) addresses.push_back(piece.data);
+  for (const void* plane : pages.planes) {
+    if (!visit(plane)) return;
   }
-  return addresses;
+}
+template <typename Pieces, typename Visit>
+void VisitPieces(const Pieces& pieces, Visit&& visit) {
+  for (const auto& piece : pieces) {
+    if (piece.size > 0 && !visit(piece.data)) return;
+  }
+}
+template <typename Visit>
+void VisitAddresses(const Target& target, Visit&& visit) {
+  if (target.pages != nullptr) return VisitAddresses(target.pages->to, visit);
+  VisitPieces(target.pieces, visit);
+}
+template <typename Visit>
+void VisitAddresses(const Source& source, Visit&& visit) {
+  if (source.pages != nullptr) return VisitAddresses(source.pages->from, visit);
+  VisitPieces(source.pieces, visit);
 }
 
 }  // namespace
@@ -38,21 +44,24 @@ std::vector<const void*> AddressesOf(const Source& source) {
 template <typename Item>
 void ClientImpl::FindDevices(Batch<Item>& batch) {
   if (!DeviceMemoryPossible()) return;
-  std::vector<KnownMemory> known;
+  std::shared_ptr<const KnownMemories> registered;
   {
     MutexLock lock(mu_);
-    known = registered_;
+    registered = registered_;
   }
-  MemoryLookup lookup(options_.gpu, std::move(known));
+  MemoryLookup lookup(options_.gpu, std::move(registered));
   std::erase_if(batch.pending, [&](size_t index) {
     gpu::Device* device = nullptr;
-    for (const void* address : AddressesOf(batch.items[index])) {
+    Status found;
+    VisitAddresses(batch.items[index], [&](const void* address) {
       gpu::Device* of_piece = nullptr;
-      if (Status found = lookup.DeviceOf(address, &of_piece); !found.ok()) {
-        batch.Error(index, found);
-        return true;
-      }
+      found = lookup.DeviceOf(address, &of_piece);
       if (device == nullptr) device = of_piece;
+      return found.ok();
+    });
+    if (!found.ok()) {
+      batch.Error(index, found);
+      return true;
     }
     if (device != nullptr) batch.gpu->Use(index, device);
     return false;
@@ -118,8 +127,10 @@ void ClientImpl::PullByDevice(Channel& channel, const Pull& pull, GetBatch& batc
   move.generation = pull.descriptor.generation;
   move.mapping = pull.mapping;
   move.memory = channel.memory();
-  pull.mapping->PinFor(*device);
-  move.memory->generations()->PinFor(*device);
+  const bool pinned = pull.mapping->PinFor(*device);
+  if (!move.memory->generations()->PinFor(*device) || !pinned) {
+    counters_.gpu_unpinned_values.fetch_add(1, std::memory_order_relaxed);
+  }
   if (options_.checksum && pull.descriptor.crc) {
     if (batch.gpu->full()) FinishMoves(batch);
     const bool loaded = LoadChecked(pull, batch, &move);

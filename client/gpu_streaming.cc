@@ -20,33 +20,32 @@ std::vector<size_t> AllOf(const GpuTransferState& transfer) {
 
 void ClientImpl::StartGet(GpuTransferState& transfer) {
   MutexLock lock(transfer.mu);
-  GetBatch batch{transfer.keys,    transfer.targets, transfer.results, AllOf(transfer),
-                 transfer.start, &transfer.work};
+  std::vector<KeyResult> results(transfer.keys.size());
+  GetBatch batch{transfer.keys, transfer.targets, results, AllOf(transfer), transfer.start,
+                 &transfer.work};
   FindDevices(batch);
+  GpuWork nothing;
   if (transfer.work.empty()) {
-    GpuWork nothing;
     batch.gpu = &nothing;
     PagesByProcessor(batch, &transfer);
-    Get(batch);
-    transfer.finished = true;
-    return;
   }
   Get(batch);
-  Submit(transfer);
+  Submit(transfer, &results);
 }
 
 void ClientImpl::StartPut(const std::shared_ptr<GpuTransferState>& transfer) {
   GpuTransferState& t = *transfer;
   {
     MutexLock lock(t.mu);
-    PutBatch batch{t.keys, t.sources, t.results, AllOf(t), t.start, &t.work};
+    std::vector<KeyResult> results(t.keys.size());
+    PutBatch batch{t.keys, t.sources, results, AllOf(t), t.start, &t.work};
     FindDevices(batch);
     if (t.work.empty()) {
       GpuWork nothing;
       batch.gpu = &nothing;
       PagesByProcessor(batch, &t);
       Put(batch, t.options);
-      t.finished = true;
+      Submit(t, &results);
       return;
     }
     const Status status = WithChannel([&](Channel& channel) {
@@ -69,22 +68,32 @@ void ClientImpl::StartPut(const std::shared_ptr<GpuTransferState>& transfer) {
       move.pool = *memory;
       MoveFrom(t.sources[index], std::move(move), t.work);
     }
-    Submit(t);
-    if (t.finished) return;
+    if (Submit(t, &results)) return;
   }
   finisher().Add(transfer);
 }
 
-void ClientImpl::Submit(GpuTransferState& transfer) {
+bool ClientImpl::Submit(GpuTransferState& transfer, std::vector<KeyResult>* results) {
   transfer.mu.AssertHeld();
-  transfer.work.Submit();
-  transfer.finished = transfer.work.moves().empty();
-  for (const GpuMove& move : transfer.work.moves()) transfer.in_flight[move.index] = true;
+  GpuWork& work = transfer.work;
+  work.Submit();
+  transfer.device = work.main();
+  for (size_t layer = 0; layer < work.layers(); ++layer) {
+    const gpu::Event* const event = work.LayerEvent(layer);
+    if (event != nullptr) transfer.events.push_back(event);
+  }
+  const bool finished = work.moves().empty();
+  if (finished) work.Settle();
+  MutexLock look(transfer.look_mu);
+  transfer.results = std::move(*results);
+  for (const GpuMove& move : work.moves()) transfer.in_flight[move.index] = true;
+  transfer.finished = finished;
+  return finished;
 }
 
 bool ClientImpl::TryFinish(GpuTransferState& transfer) {
   if (!transfer.mu.TryLock()) return false;  // somebody waits for it, or finishes it
-  const bool done = transfer.finished || transfer.work.Done();
+  const bool done = transfer.work.Done();
   if (done) FinishLocked(transfer);
   transfer.mu.Unlock();
   return done;
@@ -97,20 +106,33 @@ void ClientImpl::Finish(GpuTransferState& transfer) {
 
 void ClientImpl::FinishLocked(GpuTransferState& transfer) {
   transfer.mu.AssertHeld();
-  if (std::exchange(transfer.finished, true)) return;
+  std::vector<KeyResult> results;
+  {
+    MutexLock look(transfer.look_mu);
+    if (transfer.finished) return;
+    results = transfer.results;
+  }
   transfer.work.Wait();
   if (transfer.kind == GpuTransferState::Kind::kPut) {
-    FinishPut(transfer);
+    FinishPut(transfer, &results);
   } else {
-    FinishGet(transfer);
+    FinishGet(transfer, &results);
   }
-  std::fill(transfer.in_flight.begin(), transfer.in_flight.end(), false);
+  transfer.work.Settle();
+  Finished(transfer, &results);
 }
 
-void ClientImpl::FinishGet(GpuTransferState& transfer) {
+// In the place of the old ones: the caller may look at those.
+void ClientImpl::Finished(GpuTransferState& transfer, std::vector<KeyResult>* results) {
+  MutexLock look(transfer.look_mu);
+  std::move(results->begin(), results->end(), transfer.results.begin());
+  std::fill(transfer.in_flight.begin(), transfer.in_flight.end(), false);
+  transfer.finished = true;
+}
+
+void ClientImpl::FinishGet(GpuTransferState& transfer, std::vector<KeyResult>* results) {
   transfer.mu.AssertHeld();
-  GetBatch batch{transfer.keys, transfer.targets, transfer.results, {}, transfer.start,
-                 &transfer.work};
+  GetBatch batch{transfer.keys, transfer.targets, *results, {}, transfer.start, &transfer.work};
   batch.now = Clock::now();
   for (GpuMove& move : transfer.work.moves()) FinishMove(move, batch);
   // The caller may have used these bytes already.
@@ -120,12 +142,12 @@ void ClientImpl::FinishGet(GpuTransferState& transfer) {
   }
 }
 
-void ClientImpl::FinishPut(GpuTransferState& transfer) {
+void ClientImpl::FinishPut(GpuTransferState& transfer, std::vector<KeyResult>* results) {
   transfer.mu.AssertHeld();
   GpuWork nothing;
   std::vector<Source> staged = transfer.sources;
   std::vector<ConstBuffer> buffers(staged.size());
-  PutBatch batch{transfer.keys, staged, transfer.results, {}, transfer.start, &nothing};
+  PutBatch batch{transfer.keys, staged, *results, {}, transfer.start, &nothing};
   std::vector<GpuMove*> aborted;
   std::vector<Allocation> copied;
   std::shared_ptr<Channel> channel;
@@ -155,6 +177,7 @@ void ClientImpl::FinishPut(GpuTransferState& transfer) {
 void ClientImpl::Commit(const std::shared_ptr<Channel>& session, std::span<GpuMove* const> aborted,
                         std::span<const Allocation> copied, PutBatch& batch) {
   Status status;
+  std::string what = "the value was not committed";
   size_t done = 0;
   {
     const Borrowed channel = BorrowThat(session, &status);
@@ -171,26 +194,34 @@ void ClientImpl::Commit(const std::shared_ptr<Channel>& session, std::span<GpuMo
         if (usable) done += some.size();
       }
       if (usable && copied.empty()) usable = stream.Flush();
-      if (!usable) status = stream.failure();
+      if (!usable) {
+        status = stream.failure();
+        what = "it is not known whether the value was committed";
+      }
     }
   }
   for (; done < copied.size(); ++done) {
     batch.Error(copied[done].index,
-                {status.code, "the value was not committed, put it again: " + status.message});
+                {status.code, what + ", put it again: " + status.message});
   }
 }
 
-std::vector<KeyResult>& ClientImpl::Retry(GpuTransferState& transfer) {
+void ClientImpl::Retry(GpuTransferState& transfer) {
   MutexLock lock(transfer.mu);
   FinishLocked(transfer);
+  std::vector<KeyResult> results;
+  {
+    MutexLock look(transfer.look_mu);
+    results = transfer.results;
+  }
   GpuWork work;
-  GetBatch batch{transfer.keys, transfer.targets, transfer.results, {}, Clock::now(), &work};
-  for (size_t i = 0; i < transfer.results.size(); ++i) {
-    if (transfer.results[i].code == Code::kChanged) batch.pending.push_back(i);
+  GetBatch batch{transfer.keys, transfer.targets, results, {}, Clock::now(), &work};
+  for (size_t i = 0; i < results.size(); ++i) {
+    if (results[i].code == Code::kChanged) batch.pending.push_back(i);
   }
   FindDevices(batch);
   Get(batch);
-  return transfer.results;
+  Finished(transfer, &results);
 }
 
 // Pages in host memory are pieces.

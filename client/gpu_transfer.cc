@@ -18,14 +18,14 @@ std::shared_ptr<State> NewState(Kind kind, void* stream, std::span<const std::st
   auto state = std::make_shared<State>(kind, stream, layers);
   state->names.assign(keys.begin(), keys.end());
   state->keys.assign(state->names.begin(), state->names.end());
-  MutexLock lock(state->mu);
+  MutexLock look(state->look_mu);
   state->results.resize(keys.size());
   state->in_flight.resize(keys.size());
   return state;
 }
 
 void Refuse(State& state, const std::string& why) {
-  MutexLock lock(state.mu);
+  MutexLock look(state.look_mu);
   for (KeyResult& result : state.results) {
     result.code = Code::kInvalidArgument;
     result.message = why;
@@ -209,55 +209,64 @@ GpuTransfer::~GpuTransfer() {
 size_t GpuTransfer::layers() const { return state_ == nullptr ? 0 : state_->layers; }
 
 void* GpuTransfer::event(size_t layer) const {
-  if (layer >= layers()) return nullptr;
-  MutexLock lock(state_->mu);
-  const gpu::Event* const event = state_->work.LayerEvent(layer);
-  return event == nullptr ? nullptr : event->native();
+  return layer < layers() && layer < state_->events.size() ? state_->events[layer]->native()
+                                                           : nullptr;
 }
 
 Status GpuTransfer::StreamWaits(void* stream, size_t layer) const {
   if (layer >= layers()) return {Code::kInvalidArgument, "there is no such layer"};
-  MutexLock lock(state_->mu);
-  const gpu::Event* const event = state_->work.LayerEvent(layer);
-  if (event == nullptr) return {};
-  const auto waits = state_->work.main()->WaitFor({stream}, *event);
+  if (state_->events.empty()) return {};
+  const auto waits = state_->device->WaitFor({stream}, *state_->events[layer]);
   return waits ? Status() : FromDeviceError(waits.error());
 }
 
 Status GpuTransfer::Reached(size_t layer, bool* reached) const {
   *reached = true;
   if (layer >= layers()) return {Code::kInvalidArgument, "there is no such layer"};
-  MutexLock lock(state_->mu);
-  const gpu::Event* const event = state_->work.LayerEvent(layer);
-  if (event == nullptr) return {};
-  const Result<bool> is_reached = event->Reached();
+  if (state_->events.empty()) return {};
+  const Result<bool> is_reached = state_->events[layer]->Reached();
   if (!is_reached) return FromDeviceError(is_reached.error());
   *reached = *is_reached;
   return {};
 }
 
 bool GpuTransfer::in_flight(size_t key) const {
-  MutexLock lock(state_->mu);
-  return state_->in_flight[key];
+  if (state_ == nullptr) return false;
+  MutexLock look(state_->look_mu);
+  return key < state_->in_flight.size() && state_->in_flight[key];
 }
 
 KeyResult GpuTransfer::result(size_t key) const {
-  MutexLock lock(state_->mu);
-  return state_->results[key];
+  if (state_ != nullptr) {
+    MutexLock look(state_->look_mu);
+    if (key < state_->results.size()) return state_->results[key];
+  }
+  KeyResult result;
+  result.code = Code::kInvalidArgument;
+  result.message = "the transfer has no such key";
+  return result;
 }
 
-bool GpuTransfer::Done() { return state_ == nullptr || client_->TryFinish(*state_); }
+bool GpuTransfer::Done() {
+  if (state_ == nullptr) return true;
+  if (state_->kind == Kind::kGet) return client_->TryFinish(*state_);
+  // The thread that commits it says so.
+  MutexLock look(state_->look_mu);
+  return state_->finished;
+}
 
 std::span<const KeyResult> GpuTransfer::Wait() {
   if (state_ == nullptr) return {};
   client_->Finish(*state_);
-  MutexLock lock(state_->mu);
+  MutexLock look(state_->look_mu);
   return state_->results;
 }
 
 std::span<const KeyResult> GpuTransfer::Retry() {
   if (state_ == nullptr) return {};
-  return client_->Retry(*state_);
+  client_->Retry(*state_);
+  MutexLock look(state_->look_mu);
+  return state_->results;
 }
 
 }  // namespace moonpool::client

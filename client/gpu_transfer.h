@@ -17,7 +17,7 @@
 
 namespace moonpool::client {
 
-// Threads: any; mu is taken before ClientImpl's locks.
+// Threads: any; mu is taken before ClientImpl's locks, look_mu last.
 struct GpuTransferState {
   enum class Kind : uint8_t { kGet, kPut };
   GpuTransferState(Kind of_kind, void* stream, uint32_t layer_count)
@@ -41,11 +41,20 @@ struct GpuTransferState {
   std::vector<Target> targets;
   std::vector<Source> sources;
 
+  // Of the layers; none when there is nothing to wait for.  Constant once the transfer has been
+  // started.
+  gpu::Device* device = nullptr;
+  std::vector<const gpu::Event*> events;
+
+  // Held by whoever finishes it, over the network too.
   Mutex mu;
-  std::vector<KeyResult> results GUARDED_BY(mu);
-  std::vector<bool> in_flight GUARDED_BY(mu);
-  bool finished GUARDED_BY(mu) = false;
   GpuWork work GUARDED_BY(mu);
+
+  // What is known, for those who only look.
+  Mutex look_mu;
+  std::vector<KeyResult> results GUARDED_BY(look_mu);
+  std::vector<bool> in_flight GUARDED_BY(look_mu);
+  bool finished GUARDED_BY(look_mu) = false;
 };
 
 // Looks at writes until each is done, and finishes it.

@@ -302,6 +302,21 @@ void GpuWork::Wait() {
   }
 }
 
+void GpuWork::Settle() {
+  for (GpuMove& move : moves_) {
+    move.pool = nullptr;
+    move.counter = nullptr;
+    move.mapping = nullptr;
+    move.memory = nullptr;
+    move.channel = nullptr;
+  }
+  for (Group& group : groups_) {
+    group.pieces = {};
+    group.pages = {};
+  }
+  ForgetStaged();
+}
+
 const gpu::Event* GpuWork::LayerEvent(size_t layer) const {
   if (groups_.empty() || !groups_[0].completion) return nullptr;
   return &groups_[0].completion->layer(layer);
@@ -310,6 +325,10 @@ const gpu::Event* GpuWork::LayerEvent(size_t layer) const {
 void GpuWork::Clear() {
   groups_.clear();  // waits
   moves_.clear();
+  ForgetStaged();
+}
+
+void GpuWork::ForgetStaged() {
   blocks_.clear();
   staged_at_ = nullptr;
   staged_left_ = 0;

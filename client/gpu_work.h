@@ -93,6 +93,8 @@ class GpuWork {
   bool Done() const;
   // Until it is, and every outcome is known.
   void Wait();
+  // After that: lets go of everything but outcomes and events.
+  void Settle();
   std::span<GpuMove> moves() { return moves_; }
   void Clear();
 
@@ -129,6 +131,7 @@ class GpuWork {
   moonpool::Status AddPagesOfLayer(const Group& group, uint32_t layer, std::span<const size_t> keys,
                                    Tables* tables, gpu::CopyBatch* batch) const;
   void Fail(const Group& group, const Error& error);
+  void ForgetStaged();
 
   const std::optional<gpu::StreamRef> stream_;
   const uint32_t layers_;

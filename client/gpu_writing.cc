@@ -34,7 +34,9 @@ void ClientImpl::PushByDevice(Channel& channel, const Allocation& allocation, Pu
   move.mapping = allocation.mapping;
   move.channel = channel.shared_from_this();
   move.token = allocation.token;
-  move.mapping->PinFor(*device);
+  if (!move.mapping->PinFor(*device)) {
+    counters_.gpu_unpinned_values.fetch_add(1, std::memory_order_relaxed);
+  }
   MoveFrom(batch.items[allocation.index], std::move(move), *batch.gpu);
 }
 

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -11,6 +12,9 @@ namespace {
 
 // Mappings are aligned so that the kernel can use huge pages for them.
 constexpr size_t kAlignment = 2 << 20;
+// What could not be pinned is tried again after these.
+constexpr std::chrono::milliseconds kFirstPinPause{500};
+constexpr std::chrono::milliseconds kLongestPinPause{60000};
 
 }  // namespace
 
@@ -56,13 +60,20 @@ Mapping::~Mapping() {
   if (device_ == nullptr) munmap(data_, bytes_);
 }
 
-void Mapping::PinFor(gpu::Device& device) {
+bool Mapping::PinFor(gpu::Device& device) {
   MutexLock lock(pin_mu_);
-  if (pin_tried_ || device_ != nullptr) return;
-  pin_tried_ = true;
+  if (pinned_ != nullptr || device_ != nullptr) return true;
+  const auto now = std::chrono::steady_clock::now();
+  if (now < pin_after_) return false;
   auto pinned = device.Pin(data_, bytes_,
                            writable_ ? gpu::Access::kReadWrite : gpu::Access::kReadOnly);
-  if (pinned) pinned_ = std::move(*pinned);
+  if (!pinned) {
+    pin_pause_ = std::clamp(pin_pause_ * 2, kFirstPinPause, kLongestPinPause);
+    pin_after_ = now + pin_pause_;
+    return false;
+  }
+  pinned_ = std::move(*pinned);
+  return true;
 }
 
 std::shared_ptr<Mapping> NodeMemory::Find(uint32_t region) const {

@@ -5,6 +5,7 @@
 // Threads: any; mu_ is a leaf lock.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -39,9 +40,9 @@ class Mapping {
   bool writable() const { return writable_; }
   // Whose memory it is, as it was imported; null for host memory.
   gpu::Device* device() const { return device_; }
-  // Pins host memory for devices, the first time it is called.  Where it cannot be pinned devices
-  // copy it at the driver's pace.
-  void PinFor(gpu::Device& device);
+  // Pins host memory for devices, unless that was done.  False when it cannot be pinned, which is
+  // tried again now and then: devices copy it at the driver's pace, and compare nothing in it.
+  bool PinFor(gpu::Device& device);
 
  private:
   Mapping(char* data, size_t bytes, bool writable)
@@ -54,7 +55,8 @@ class Mapping {
   gpu::Device* device_ = nullptr;
   std::unique_ptr<gpu::DeviceRegion> region_;
   Mutex pin_mu_;
-  bool pin_tried_ GUARDED_BY(pin_mu_) = false;
+  std::chrono::steady_clock::time_point pin_after_ GUARDED_BY(pin_mu_) = {};
+  std::chrono::milliseconds pin_pause_ GUARDED_BY(pin_mu_){0};
   std::unique_ptr<gpu::PinnedRegion> pinned_ GUARDED_BY(pin_mu_);
 };
 

@@ -166,6 +166,8 @@ struct Stats {
   uint64_t gathered_calls = 0;     // single calls that shared a batch with others
   uint64_t gpu_values = 0;         // copied by GPUs, whatever the transport
   uint64_t gpu_staged_values = 0;  // of these, through pinned memory of the library's
+  uint64_t gpu_unpinned_values = 0;  // out of or into shared memory that could not be pinned: slow,
+                                     // and not as moonpool/gpu.h compares generations
   std::string gpu_error = {};      // why device memory of the server's could not be had, last
 };
 

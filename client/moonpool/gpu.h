@@ -14,7 +14,19 @@
 // was overwritten or evicted while its copy stood in the queue.  Work that was launched on these bytes
 // meanwhile has used garbage, so look at the results before using its.  It is rare while the stream
 // comes to the copies within the lease (Options::lease_ms).  Treat such a key as a miss, or Retry().
-// Values without memory on this host come through pinned memory of the library's.
+// Values without memory on this host come through pinned memory of the library's: they are fetched
+// within the call, and only their way into the GPU is the stream's.
+//
+// What takes longer than that:
+// - With Options::checksum values are read into pinned memory and checked within the call; for those
+//   in a GPU's memory it waits for that GPU.
+// - Host buffers that are not pinned, and values of a pool that could not be pinned
+//   (Stats::gpu_unpinned_values), are copied by cudaMemcpyAsync, which may wait for the stream.  Where
+//   the driver pins no read-only memory this is so for every value that is read from shared memory, and
+//   generations are then compared by Done() and Wait(), not before the event.
+// - A call whose copies the driver refuses waits for the stream, so that nothing of it is under way.
+// - The last user of a Client that closes it, or drops the last transfer of a closed one, waits for the
+//   streams of writes that are not committed yet.
 //
 // Needs no CUDA headers: a stream is a cudaStream_t (a CUstream), null the default stream; an event
 // a cudaEvent_t.  The stream belongs to the device of the first device buffer of the batch.  Buffers
@@ -106,14 +118,17 @@ class MOONPOOL_API GpuTransfer {
   // Whether it has been reached.  An error: it never will be; Wait() says what that means for whom.
   Status Reached(size_t layer, bool* reached) const;
 
-  // False when the key's result was known without waiting: a miss, an error, or all is done.
+  // False when the key's result was known without waiting: a miss, an error, or all is done; or when
+  // there is no such key.
   bool in_flight(size_t key) const;
+  // kInvalidArgument when there is no such key.
   KeyResult result(size_t key) const;
-  // Whether all are known; does not wait.
+  // Whether all are known; does not wait, neither for the device nor for the network.
   bool Done();
   // Waits until they are.  Of a write: until the values have been committed.
   std::span<const KeyResult> Wait();
   // Waits; then reads again, through fresh descriptors, what is kChanged, and waits for that too.
+  // On streams of the library's: what the caller has put into its own meanwhile is not waited for.
   std::span<const KeyResult> Retry();
 
  private:
@@ -136,6 +151,8 @@ MOONPOOL_API GpuTransfer PutOnStream(Client& client, void* stream,
 
 // The same for pages of a cache in device memory or in pinned host memory: thousands of them in one
 // launch per layer.  A value that does not fill its pages exactly is kBufferTooSmall.
+// A cache in host memory alone, pinned or not, is copied by the processor within the call, whatever
+// is in the stream: a write must find its bytes there when it is called.
 MOONPOOL_API GpuTransfer GetPagesOnStream(Client& client, void* stream,
                                           std::span<const std::string_view> keys,
                                           const PagedCache& cache, const PageIndexes& pages);

@@ -265,6 +265,32 @@ TEST_F(GpuRegions, AreGivenBackByEveryConnectionWhenNoCopyOfAnyIsUnderWay) {
   EXPECT_EQ(server->Heard("want"), 1);
 }
 
+// Results may be looked at long after, and the events.
+TEST_F(GpuRegions, AreGivenBackByTransfersThatAreDone) {
+  const std::string value = Stamped(100'000, 1);
+  server->Put("k", value);
+  const auto into = Block(Poison(value.size()));
+  auto stream = device().NewStream();
+  ASSERT_TRUE(stream);
+  const std::string_view keys[] = {"k"}, copies[] = {"copy"};
+  const std::vector<LayerBuffer> to[] = {{{into->data(), value.size()}}};
+  const std::vector<ConstLayerBuffer> from[] = {{{into->data(), value.size()}}};
+  PutOptions options;
+  options.prefer = "gpu";
+  GpuTransfer get = GetOnStream(*client, (*stream)->ref().handle, keys, to);
+  GpuTransfer put = PutOnStream(*client, (*stream)->ref().handle, copies, from, options);
+  EXPECT_EQ(get.Wait()[0].transport, Transport::kCuda) << get.result(0).message;
+  EXPECT_EQ(put.Wait()[0].transport, Transport::kCuda) << put.result(0).message;
+  server->SayGone();
+  EXPECT_TRUE(Eventually([&] { return server->Heard("unmapped") > 0; }));
+  for (const GpuTransfer* transfer : {&get, &put}) {
+    bool reached = false;
+    EXPECT_TRUE(transfer->Reached(0, &reached).ok());
+    EXPECT_TRUE(reached);
+    EXPECT_TRUE(transfer->result(0).ok());
+  }
+}
+
 TEST_F(GpuRegions, AValueThatChangesUnderTheCopy) {
   const std::string value = Stamped(100'000, 1), next = Stamped(90'000, 1);
   server->Put("k", value);

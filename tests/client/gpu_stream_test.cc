@@ -90,7 +90,12 @@ TEST_P(GpuStreams, WhatIsKnownAtOnce) {
   EXPECT_TRUE(wrong.Done());
   // Nothing at all.
   EXPECT_TRUE(GetOnStream(*client, stream, {}, {}).Wait().empty());
-  EXPECT_TRUE(GpuTransfer().Done());
+  GpuTransfer none;
+  EXPECT_TRUE(none.Done());
+  EXPECT_FALSE(none.in_flight(0));
+  EXPECT_EQ(none.result(0).code, Code::kInvalidArgument);
+  EXPECT_FALSE(transfer.in_flight(3));
+  EXPECT_EQ(transfer.result(3).code, Code::kInvalidArgument);
 }
 
 TEST_P(GpuStreams, TheStreamsOrderIsKept) {
@@ -393,6 +398,17 @@ class UnpinnedStreams : public GpuStreams {
 
 TEST_P(UnpinnedStreams, Pages) { CheckPages(); }
 TEST_P(UnpinnedStreams, PagesThatAreWrong) { CheckPagesThatAreWrong(); }
+TEST_P(UnpinnedStreams, AreCounted) {
+  const std::string value = Stamped(200'000, 1);
+  const auto block = OnDevice(value);
+  ASSERT_TRUE(PutOne(*client, "k", block->data(), value.size()).ok());
+  EXPECT_EQ(client->stats().gpu_unpinned_values, 0u);  // a write arena is mapped writable
+  ASSERT_TRUE(GetOne(*server->Connect(), "k", block->data(), value.size()).ok());
+  const auto other = server->Connect();
+  ASSERT_TRUE(GetOne(*other, "k", block->data(), value.size()).ok());
+  EXPECT_EQ(other->stats().gpu_unpinned_values, 1u);
+  EXPECT_TRUE(Holds(*block, value, value.size()));
+}
 
 INSTANTIATE_TEST_SUITE_P(On, UnpinnedStreams, testing::Values(gpu::Kind::kDouble), gpu::KindName);
 
@@ -598,6 +614,24 @@ TEST_P(GpuStreamFailures, EveryCallThatMayFail) {
   EXPECT_TRUE(Eventually([&] { return server->tenant().budget().extent_bytes() == 0; }));
 }
 
+TEST_P(GpuStreamFailures, WhatCouldNotBePinnedIsTriedAgain) {
+  const std::string value = Stamped(200'000, 1);
+  const auto block = Room(value.size());
+  ASSERT_TRUE(client->Set("k", value).ok());
+  uint64_t unpinned = 0;
+  const auto get = [&] {
+    const uint64_t before = unpinned;
+    (void)GetOne(*client, "k", block->data(), value.size());
+    unpinned = client->stats().gpu_unpinned_values;
+    return unpinned > before;
+  };
+  Double().FailCallAfter(0);
+  EXPECT_TRUE(get());
+  Double().FailCallAfter(UINT32_MAX);
+  EXPECT_TRUE(Eventually([&] { return !get(); }));
+  EXPECT_TRUE(Holds(*block, value, value.size()));
+}
+
 TEST_P(GpuStreamFailures, ADeviceThatIsLost) {
   const std::string value = Stamped(200'000, 1);
   ASSERT_TRUE(client->Set("k", value).ok());
@@ -713,6 +747,26 @@ class BusySession : public testing::Test {
   GpuTransfer put;
   std::thread other;
 };
+
+TEST_F(BusySession, WhoLooksDoesNotWait) {
+  for (bool reached = false; !reached;) {
+    EXPECT_FALSE(put.Done());
+    ASSERT_TRUE(put.Reached(0, &reached).ok());
+  }
+  for (int look = 0; look < 100; ++look) {
+    EXPECT_FALSE(put.Done());
+    EXPECT_TRUE(put.in_flight(0));
+    EXPECT_FALSE(put.result(0).ok());
+    EXPECT_EQ(put.event(0), nullptr);  // as the double has it
+    EXPECT_TRUE(put.StreamWaits(stream->ref().handle, 0).ok());
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  EXPECT_EQ(client->Exists("put").code, Code::kMiss);
+  devices[1]->Resume();
+  EXPECT_TRUE(Eventually([&] { return put.Done(); }));
+  EXPECT_FALSE(put.in_flight(0));
+  EXPECT_TRUE(put.result(0).ok());
+}
 
 // Who waits for that connection must not be woken instead of those that take any.
 TEST_F(BusySession, OthersGetTheOther) {

@@ -5,56 +5,18 @@
 #include <thread>
 
 #include "protocol/crc32c.h"
-#include "rdma/ibverbs.h"
 #include "tests/client/batch_check.h"
-#include "tests/client/live_server.h"
+#include "tests/client/rdma_rig.h"
 #include "tests/client/stamped_block.h"
-#include "tests/rdma/fake_verbs.h"
 
 namespace moonpool::client {
 namespace {
-
-using rdma::test::FakeFabric;
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 constexpr int kSeconds = 6;
 #else
 constexpr int kSeconds = 3;
 #endif
-
-class RdmaTransportTest : public testing::Test {
- protected:
-  RdmaTransportTest() {
-    for (const char* n : {"0", "1"}) {
-      const std::string net = "10.0." + std::string(n) + ".";
-      fabric_.AddDevice("client", "c" + std::string(n), net + "1");
-      fabric_.AddDevice("server", "s" + std::string(n), net + "2");
-    }
-  }
-  ~RdmaTransportTest() override { rdma::ReplaceVerbs(nullptr); }
-
-  void StartServer(LiveServer::Settings settings = {}, int port = 0) {
-    rdma::ReplaceVerbs(
-        [this]() -> Result<std::unique_ptr<rdma::Verbs>> { return fabric_.Host("server"); });
-    server_ = std::make_unique<LiveServer>(settings, port);
-    rdma::ReplaceVerbs(
-        [this]() -> Result<std::unique_ptr<rdma::Verbs>> { return fabric_.Host("client"); });
-  }
-  std::unique_ptr<Client> Connect(const std::string& options = "") {
-    return server_->Connect("transport=rdma" + (options.empty() ? "" : "&" + options));
-  }
-  static KeyResult Put(Client& client, std::string_view key, const void* data, size_t bytes) {
-    const ConstBuffer buffer{data, bytes};
-    return client.BatchPutFrom(std::span(&key, 1), std::span(&buffer, 1))[0];
-  }
-  static KeyResult Get(Client& client, std::string_view key, void* data, size_t bytes) {
-    const Buffer buffer{data, bytes};
-    return client.BatchGetInto(std::span(&key, 1), std::span(&buffer, 1))[0];
-  }
-
-  FakeFabric fabric_{FakeFabric::Moves::kByThread};
-  std::unique_ptr<LiveServer> server_;
-};
 
 TEST_F(RdmaTransportTest, RegisteredMemoryIsReadFromAndInto) {
   StartServer();

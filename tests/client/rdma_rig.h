@@ -1,0 +1,53 @@
+// A server and clients over RDMA on a double of the NICs, two on each side, all in this process.
+//
+// Threads: one at a time, but for what Connect() gives.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "rdma/ibverbs.h"
+#include "tests/client/live_server.h"
+#include "tests/rdma/fake_verbs.h"
+
+namespace moonpool::client {
+
+class RdmaTransportTest : public testing::Test {
+ protected:
+  RdmaTransportTest() {
+    for (const char* n : {"0", "1"}) {
+      const std::string net = "10.0." + std::string(n) + ".";
+      fabric_.AddDevice("client", "c" + std::string(n), net + "1");
+      fabric_.AddDevice("server", "s" + std::string(n), net + "2");
+    }
+  }
+  ~RdmaTransportTest() override { rdma::ReplaceVerbs(nullptr); }
+
+  void StartServer(LiveServer::Settings settings = {}, int port = 0) {
+    rdma::ReplaceVerbs(
+        [this]() -> Result<std::unique_ptr<rdma::Verbs>> { return fabric_.Host("server"); });
+    server_ = std::make_unique<LiveServer>(settings, port);
+    rdma::ReplaceVerbs(
+        [this]() -> Result<std::unique_ptr<rdma::Verbs>> { return fabric_.Host("client"); });
+  }
+  std::unique_ptr<Client> Connect(const std::string& options = "") {
+    return server_->Connect("transport=rdma" + (options.empty() ? "" : "&" + options));
+  }
+  static KeyResult Put(Client& client, std::string_view key, const void* data, size_t bytes) {
+    const ConstBuffer buffer{data, bytes};
+    return client.BatchPutFrom(std::span(&key, 1), std::span(&buffer, 1))[0];
+  }
+  static KeyResult Get(Client& client, std::string_view key, void* data, size_t bytes) {
+    const Buffer buffer{data, bytes};
+    return client.BatchGetInto(std::span(&key, 1), std::span(&buffer, 1))[0];
+  }
+
+  rdma::test::FakeFabric fabric_{rdma::test::FakeFabric::Moves::kByThread};
+  std::unique_ptr<LiveServer> server_;
+};
+
+}  // namespace moonpool::client
