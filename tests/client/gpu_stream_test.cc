@@ -617,7 +617,8 @@ TEST_P(GpuStreamFailures, EveryCallThatMayFail) {
 TEST_P(GpuStreamFailures, WhatCouldNotBePinnedIsTriedAgain) {
   const std::string value = Stamped(200'000, 1);
   const auto block = Room(value.size());
-  ASSERT_TRUE(client->Set("k", value).ok());
+  const auto other = server->Connect("gpu=no");  // in whose arena the value stays
+  ASSERT_TRUE(other->Set("k", value).ok());
   uint64_t unpinned = 0;
   const auto get = [&] {
     const uint64_t before = unpinned;
