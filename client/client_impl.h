@@ -210,6 +210,7 @@ class ClientImpl {
     std::vector<size_t> unreachable = {};  // what goes over tcp next
     // Of keys that are done together: the clock may cost more than a key.
     std::optional<Clock::time_point> now = {};
+    uint64_t room = 0;  // of all that is read, strings aside
 
     void Done(size_t index, Code code, Transport transport = Transport::kNone,
               uint64_t bytes = 0, std::string message = {});

@@ -45,10 +45,10 @@ Copier::~Copier() {
   for (std::thread& helper : helpers) helper.join();
 }
 
-void Copier::Copy(std::span<const Piece> pieces) {
+void Copier::Copy(std::span<const Piece> pieces, uint64_t of_bytes) {
   size_t bytes = 0;
   for (const Piece& piece : pieces) bytes += piece.bytes;
-  const bool streamed = bytes >= kStreamed;
+  const bool streamed = std::max<uint64_t>(bytes, of_bytes) >= kStreamed;
   const auto alone = [pieces, streamed] {
     for (const Piece& piece : pieces) CopyPiece(piece.to, piece.from, piece.bytes, streamed);
   };

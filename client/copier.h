@@ -32,7 +32,8 @@ class Copier {
   Copier(const Copier&) = delete;
   Copier& operator=(const Copier&) = delete;
 
-  void Copy(std::span<const Piece> pieces);
+  // `of_bytes`: all that is copied with them, when they are a part of it.
+  void Copy(std::span<const Piece> pieces, uint64_t of_bytes = 0);
 
  private:
   // One large copy, on its caller's stack.

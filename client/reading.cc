@@ -15,6 +15,9 @@ namespace {
 // that its leases outlast the copies.
 constexpr size_t kLocateKeys = 128;
 constexpr uint64_t kLocateBytes = 512ull << 20;
+// What this processor copies itself is asked for in smaller parts: the server brings the next up from its
+// SSD meanwhile.
+constexpr uint64_t kPullBytes = 8ull << 20;
 // A value that changes under every copy is read over RESP instead after so many tries.
 constexpr int kPullAttempts = 8;
 constexpr size_t kGetPipeline = 64;
@@ -87,6 +90,7 @@ std::vector<KeyResult> ClientImpl::GetInto(std::span<const std::string_view> key
 void ClientImpl::Get(GetBatch& batch) {
   uint64_t room = 0;
   for (const Target& target : batch.items) room += Room(target);  // of strings it is not known
+  batch.room = room;
   std::optional<Transport> chosen;  // of rdma and tcp, once there is a choice
   Status status;
   for (int attempt = 0; !batch.pending.empty() && status.ok(); ++attempt) {
@@ -118,7 +122,8 @@ bool ClientImpl::LocateAndPull(Channel& channel, RdmaSession* rdma, GetBatch& ba
   const std::vector<size_t> todo = std::move(batch.pending);
   batch.pending.clear();
   const auto chunks =
-      Chunks(todo, std::min(kLocateKeys, channel.limits().max_batch_keys), kLocateBytes,
+      Chunks(todo, std::min(kLocateKeys, channel.limits().max_batch_keys),
+             rdma != nullptr || !batch.gpu->empty() ? kLocateBytes : kPullBytes,
              [&](size_t index) { return Room(batch.items[index]); });
   size_t done = 0;
   std::vector<Pull> pulls;
@@ -267,7 +272,7 @@ void ClientImpl::RunPulls(Channel& channel, std::span<const Pull> pulls, GetBatc
     }
   }
   if (!batch.gpu->deferred()) batch.gpu->Submit();
-  copier_.Copy(pieces);
+  copier_.Copy(pieces, batch.room);
   batch.now = Clock::now();
   for (const Pull* pull : copied) {
     if (pull->descriptor.lease != 0) channel.QueueRelease(pull->descriptor.lease);

@@ -115,7 +115,11 @@ Status Server::OpenSsd() {
   options.wait_ms = config_.number(Key::kMemoryWait);
   options.readers = static_cast<int>(config_.number(Key::kSsdReaders));
   if (options.readers == 0) {
-    options.readers = 4 + static_cast<int>(std::thread::hardware_concurrency());
+    const auto processors = static_cast<int>(std::thread::hardware_concurrency());
+    options.readers = 2 * (4 + processors);
+    // What they read into is nobody's yet, and must not be what memory is full of.
+    const uint64_t memory = default_tenant().keyspace().memory_limit();
+    if (options.readers * bytes(Key::kSsdChunk) > memory / 16) options.readers /= 2;
   }
   options.least_value_bytes = config_.number(Key::kSsdMinValue);
   options.write_through = config_.number(Key::kSsdWritePolicy) == 1;

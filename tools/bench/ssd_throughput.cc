@@ -70,7 +70,7 @@ void ReadRow(SsdComparison& comparison) {
   DirectFile file(comparison.folder().path() + "/read-reference");
   for (uint64_t first = 0; first < slice * passes + behind; first += kBatch) {
     readers[0].Put(*client, first, kBatch);
-    file.Append(7 * kBatch / 4 * kMiB);
+    file.Append(2 * kBatch * kMiB);
   }
   WaitForDemotions(*server);
   uint64_t pass = 0, file_at = 0;
