@@ -634,7 +634,7 @@ TEST_F(GpuTierTest, AnEndLeavesNobodyWaiting) {
 TEST_F(GpuTierTest, AnEndDuringAMove) {
   t_.UseGpu(16 * kMiB);
   t_.Open();
-  t_.Set("key", 1, 1);
+  t_.Set("key", 1, 1, 3'000'000);  // longer than usual regions: it would evict for that
   gpu().HoldAllocations(true);
   t_.tenant->gpu()->Promote(t_.Hold("key"), kAllDevices);
   EXPECT_TRUE(Eventually([&] { return gpu().allocations() > 0; }));
