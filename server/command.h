@@ -265,7 +265,10 @@ struct Context {
   uint64_t key_hash;
   int64_t now_ms;
   Reply& reply;
+  // What begins to move to devices when the command is done and holds no locks.
+  std::vector<std::pair<storage::ValueRef, storage::DeviceSet>> moves_up{};
 
+  ~Context();
   size_t size() const { return arguments.size(); }
   std::string_view operator[](size_t index) const { return arguments[index]; }
   storage::Keyspace& keyspace() const;

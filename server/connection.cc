@@ -242,7 +242,7 @@ uint64_t Connection::Execute(const Command* command, std::span<Argument> argumen
         return end;
       }
       loop_.missing().Clear();
-      reply.Error("OOM the value cannot be brought up from the SSD now; see INFO tiers");
+      reply.Error("OOM the value cannot be brought to memory from the SSD or its GPU now; see INFO tiers");
     }
     CommandStats& counts = stats.by_command[command->id];
     counts.calls.Add();

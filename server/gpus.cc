@@ -8,12 +8,16 @@
 #include "gpu/copy_batch.h"
 #include "gpu/cuda.h"
 #include "server/log.h"
+#include "storage/clock.h"
 
 namespace moonpool::server {
 
 namespace {
 
 using protocol::DeviceHandleKind;
+
+// Between two lines about copies that fail.
+constexpr int64_t kQuietMs = 10'000;
 
 DeviceHandleKind KindOf(gpu::HandleKind kind) {
   switch (kind) {
@@ -92,6 +96,14 @@ class GpuMemory : public storage::DeviceMemory {
   void Failed(const Error& error) {
     const bool dead = error.code == ErrorCode::kUnavailable;
     if (dead && lost_.exchange(true, std::memory_order_relaxed)) return;
+    // One that keeps failing says so now and then only.
+    const int64_t now_ms = storage::MonotonicMs();
+    int64_t quiet_until_ms = quiet_until_ms_.load(std::memory_order_relaxed);
+    if (!dead && (now_ms < quiet_until_ms ||
+                  !quiet_until_ms_.compare_exchange_strong(quiet_until_ms, now_ms + kQuietMs,
+                                                           std::memory_order_relaxed))) {
+      return;
+    }
     Log(LogLevel::kWarning, "GPU {}: {}", name_, error.message);
   }
 
@@ -99,6 +111,7 @@ class GpuMemory : public storage::DeviceMemory {
   const Uuid uuid_;
   const std::string name_;
   std::atomic<bool> lost_{false};
+  std::atomic<int64_t> quiet_until_ms_{0};
 };
 
 // What the setting names; nullopt: all.

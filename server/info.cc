@@ -163,6 +163,7 @@ void PoolSection(Context& c, Text& out) {
   Row(out, "pool_reservations", s.Total(&LoopStats::reservations));
   Row(out, "pool_commits", s.Total(&LoopStats::commits));
   Row(out, "pool_aborts", s.Total(&LoopStats::aborts));
+  Row(out, "pool_reservation_timeouts", s.Total(&LoopStats::reservation_timeouts));
   Row(out, "pool_oom_replies", s.Total(&LoopStats::oom_replies));
   Row(out, "pool_hard_pinned_bytes", c.keyspace().hard_pinned_bytes());
   uint64_t shared = 0, arenas = 0, draining = 0, populated = 0;
@@ -213,7 +214,7 @@ void TiersSection(Context& c, Text& out) {
     uint64_t bytes = 0, capacity = 0;
     for (size_t i = 0; i < gpu->devices().size(); ++i) {
       bytes += c.tenant.gpu_budget(i).used_bytes();
-      capacity += gpu->devices()[i]->lost() ? 0 : c.tenant.gpu_budget(i).limit();
+      capacity += gpu->devices()[i]->lost() ? 0 : c.tenant.gpu_capacity(i);
     }
     Row(out, "tier_gpu_keys", gpu_keys);
     Row(out, "tier_gpu_bytes", bytes);

@@ -293,7 +293,9 @@ void ObjectEncoding(Context& c) {
   if (entry == nullptr) return c.reply.Null();
   constexpr uint64_t kEmbeddedBytes = 44;  // Redis's OBJ_ENCODING_EMBSTR_SIZE_LIMIT
   const uint64_t length = ValueLength(*entry);
-  if (!entry->has(Entry::kOnSsd) && length <= protocol::kMaxInt64Text &&
+  const bool here = !entry->has(Entry::kOnSsd) &&
+                    !(entry->has(Entry::kBulk) && entry->bulk()->device() != nullptr);
+  if (here && length <= protocol::kMaxInt64Text &&
       protocol::ParseInt64(ValueBytes(*entry))) {
     return c.reply.Bulk("int");
   }

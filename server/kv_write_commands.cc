@@ -31,6 +31,12 @@ struct Pending {
   std::optional<uint32_t> crc;
 };
 
+// No client writes there, as none was told of it or it said that its bytes are complete: as a value
+// that nobody refers to it is free at once, on a device as well.
+void GiveBackAtOnce(Session::Reservation reservation) {
+  if (reservation.handle) std::move(reservation.handle).Publish();
+}
+
 Pending TakePending(Context& c, size_t index) {
   Pending pending;
   const std::string_view key = c[index];
@@ -39,6 +45,10 @@ Pending TakePending(Context& c, size_t index) {
   Session* session = c.connection.session();
   auto reservation =
       session != nullptr && token ? session->TakeReservation(*token, key) : std::nullopt;
+  if (reservation && reservation->overdue) {
+    GiveBackAtOnce(std::move(*reservation));
+    reservation.reset();
+  }
   if (!reservation) {
     pending.error = "ERR no such reservation (committed, aborted, expired, or for another key)";
     return pending;
@@ -51,11 +61,6 @@ Pending TakePending(Context& c, size_t index) {
   return pending;
 }
 
-// No client was told of it, so that none writes there: as a value that nobody refers to it is free at
-// once, on a device as well.
-void GiveBackUnseen(std::optional<Session::Reservation> reservation) {
-  if (reservation && reservation->handle) std::move(reservation->handle).Publish();
-}
 
 void PublishPending(Context& c, Pending& pending) {
   if (!pending.error.empty()) return c.Error(pending.error);
@@ -64,6 +69,7 @@ void PublishPending(Context& c, Pending& pending) {
   const bool exists = lock.key.Find() != nullptr;
   if ((reservation.if_absent && exists) || (reservation.if_present && !exists)) {
     c.loop.stats().aborts.Add();
+    GiveBackAtOnce(std::move(reservation));
     return c.reply.Null();
   }
   storage::WriteHandle& handle = pending.copy ? pending.copy : reservation.handle;
@@ -180,7 +186,9 @@ void KvAlloc(Context& c) {
     if (!handle && c.WaitsForMemory(handle.error(), BytesToWaitFor(c, i, *count, 2))) {
       // All of it is tried again, so what was got so far goes back.
       for (const auto& [index, token] : taken) {
-        GiveBackUnseen(session->TakeReservation(token, c[index]));
+        if (auto unseen = session->TakeReservation(token, c[index])) {
+          GiveBackAtOnce(std::move(*unseen));
+        }
       }
       return;
     }
@@ -202,7 +210,9 @@ void KvAlloc(Context& c) {
     }
     const auto token = session->AddReservation(std::move(reservation));
     if (!token) {
-      c.Error("ERR too many reservations wait for KV.COMMIT (session-max-reservations)");
+      c.Error(
+          "ERR too many reservations wait for KV.COMMIT (session-max-reservations; those that timed "
+          "out count until they are aborted or the session ends)");
       continue;
     }
     taken.emplace_back(kFirstKey + i * 2, *token);
@@ -279,8 +289,10 @@ void KvAbort(Context& c) {
   for (size_t i = 0; i < *count; ++i) {
     const auto token = protocol::ParseUint64(c[kFirstKey + i * 2 + 1]);
     Session* session = c.connection.session();
-    const bool aborted = session != nullptr && token &&
-                         session->TakeReservation(*token, c[kFirstKey + i * 2]).has_value();
+    const auto reservation = session != nullptr && token
+                                 ? session->TakeReservation(*token, c[kFirstKey + i * 2])
+                                 : std::nullopt;
+    const bool aborted = reservation && !reservation->overdue;
     if (aborted) c.loop.stats().aborts.Add();
     c.reply.Integer(aborted ? 1 : 0);
   }

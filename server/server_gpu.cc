@@ -69,7 +69,7 @@ void GpuSection(Context& c, std::string& out) {
                     info.uuid.ToString(), info.name, memories[i]->lost() ? "lost" : "up",
                     NameOf(gpus->devices()[i]->BestHandle()), info.compute_capability / 10,
                     info.compute_capability % 10, info.total_bytes, budget.used_bytes(),
-                    budget.limit(), budget.region_bytes()));
+                    c.tenant.gpu_capacity(i), budget.region_bytes()));
   }
   for (size_t i = 0; i < gpus->left_out().size(); ++i) {
     row(fmt::format("gpu_left_out{}", i), gpus->left_out()[i]);

@@ -60,11 +60,11 @@ protocol::AttachToken Session::NewAttachToken() {
 
 // --- leases ------------------------------------------------------------------------------------
 
-int64_t Session::Capped(const LeaseRequest& request) const {
+int64_t Session::Capped(const storage::BulkValue& value, const LeaseRequest& request) const {
   const Config& config = server_.config();
   const int64_t ms = std::min(request.ms.value_or(config.number(Key::kLeaseDefault)),
                               config.number(Key::kLeaseMax));
-  switch (tenant_.LeasePressure()) {
+  switch (tenant_.LeasePressure(value)) {
     case storage::Tenant::Pressure::kNone:
       return ms;
     case storage::Tenant::Pressure::kShortLeases:
@@ -83,7 +83,7 @@ void Session::Grant(const storage::ValueRef& value, const LeaseRequest& request,
     const auto mine = static_cast<uint64_t>(config.number(Key::kSessionMaxHolds));
     const auto all = static_cast<uint64_t>(config.number(Key::kTenantMaxHolds));
     if (holds_.size() < mine && tenant_.holds().load(std::memory_order_relaxed) < all &&
-        tenant_.LeasePressure() == storage::Tenant::Pressure::kNone) {
+        tenant_.LeasePressure(*value) == storage::Tenant::Pressure::kNone) {
       tenant_.holds().fetch_add(1, std::memory_order_relaxed);
       descriptor->lease = next_hold_++;
       descriptor->lease_ms = protocol::Descriptor::kHold;
@@ -94,7 +94,7 @@ void Session::Grant(const storage::ValueRef& value, const LeaseRequest& request,
     }
     stats.holds_refused.Add();  // a lease instead: the client copies
   }
-  const int64_t ms = Capped(request);
+  const int64_t ms = Capped(*value, request);
   if (ms <= 0 ||
       leases_.size() >= static_cast<uint64_t>(config.number(Key::kSessionMaxLeases))) {
     return;
@@ -122,7 +122,7 @@ int64_t Session::Renew(uint64_t lease, const LeaseRequest& request, int64_t now_
   if (lease < first_lease_ || lease - first_lease_ >= leases_.size()) return 0;
   Lease& entry = leases_[lease - first_lease_];
   if (!entry.value || entry.deadline_ms <= now_ms) return 0;
-  entry.deadline_ms = std::max(entry.deadline_ms, now_ms + Capped(request));
+  entry.deadline_ms = std::max(entry.deadline_ms, now_ms + Capped(*entry.value, request));
   return entry.deadline_ms - now_ms;
 }
 
@@ -168,10 +168,11 @@ void Session::OnTick(int64_t now_ms) {
       lease.value.Reset();
       --live_leases_;
     }
-    std::erase_if(reservations_, [now_ms](const auto& reservation) {
-      return reservation.second.deadline_ms <= now_ms;
-    });
-    info_->reservations.Set(reservations_.size());
+    for (auto& [token, reservation] : reservations_) {
+      if (reservation.overdue || reservation.deadline_ms > now_ms) continue;
+      reservation.overdue = true;
+      connection_.loop().stats().reservation_timeouts.Add();
+    }
   }
 }
 
@@ -181,6 +182,8 @@ std::optional<uint64_t> Session::AddReservation(Reservation reservation) {
   const Config& config = server_.config();
   if (reservations_.size() >=
       static_cast<uint64_t>(config.number(Key::kSessionMaxReservations))) {
+    // No client was told of it: free at once, on a device as well.
+    std::move(reservation.handle).Publish();
     return std::nullopt;
   }
   reservation.deadline_ms = connection_.loop().now_ms() +
@@ -193,8 +196,10 @@ std::optional<uint64_t> Session::AddReservation(Reservation reservation) {
 
 const storage::Extent* Session::Reserved(uint64_t token, std::string_view key) const {
   const auto found = reservations_.find(token);
-  return found == reservations_.end() || found->second.key != key ? nullptr
-                                                                  : &found->second.handle.extent();
+  if (found == reservations_.end() || found->second.key != key || found->second.overdue) {
+    return nullptr;
+  }
+  return &found->second.handle.extent();
 }
 
 std::optional<Session::Reservation> Session::TakeReservation(uint64_t token,

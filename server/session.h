@@ -84,12 +84,15 @@ class Session {
     int64_t expiry_ms = 0;  // from the commit on; 0: none
     storage::DeviceSet wanted_on = 0;  // where the value is to move after the commit
     int64_t deadline_ms = 0;
+    // Its time is over: it cannot be committed any more.  Its client lives, though, and may write there
+    // yet, so nobody else gets the memory before the session ends, or the client says that it is done.
+    bool overdue = false;
   };
   // Its token; empty when the session has too many.
   std::optional<uint64_t> AddReservation(Reservation reservation);
-  // Null when there is no such token or it is for another key.
+  // Null when there is no such token, it is for another key, or overdue.
   const storage::Extent* Reserved(uint64_t token, std::string_view key) const;
-  // Takes it out; empty when there is no such token or it is for another key.
+  // Takes it out, overdue or not; empty when there is no such token or it is for another key.
   std::optional<Reservation> TakeReservation(uint64_t token, std::string_view key);
 
   // The attach socket, once its token was accepted.
@@ -115,7 +118,7 @@ class Session {
   // Sets `lease` and `lease_ms` of the descriptor.
   void Grant(const storage::ValueRef& value, const LeaseRequest& request, int64_t now_ms,
              protocol::Descriptor* descriptor);
-  int64_t Capped(const LeaseRequest& request) const;
+  int64_t Capped(const storage::BulkValue& value, const LeaseRequest& request) const;
   void Detach();
   static void OnAttachReadable(evutil_socket_t, short, void* session);
   // False when the peer must be dropped.

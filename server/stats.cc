@@ -6,8 +6,8 @@ void LoopStats::Reset() {
   for (Counter* counter :
        {&commands, &connections, &keyspace_hits, &keyspace_misses, &net_input_bytes,
         &net_output_bytes, &bulk_output_bytes, &bulk_input_bytes, &descriptors, &leases, &holds,
-        &holds_refused, &reservations, &commits, &aborts, &oom_replies, &output_limit_closed,
-        &timeout_closed, &protocol_errors}) {
+        &holds_refused, &reservations, &commits, &aborts, &reservation_timeouts,
+        &oom_replies, &output_limit_closed, &timeout_closed, &protocol_errors}) {
     counter->Set(0);
   }
   for (CommandStats& command : by_command) {

@@ -37,6 +37,7 @@ struct LoopStats {
   Counter reservations;
   Counter commits;
   Counter aborts;
+  Counter reservation_timeouts;
   Counter oom_replies;
   Counter output_limit_closed;
   Counter timeout_closed;

@@ -11,6 +11,10 @@
 
 namespace moonpool::server {
 
+Context::~Context() {
+  for (auto& [value, devices] : moves_up) tenant.gpu()->Promote(std::move(value), devices);
+}
+
 storage::Keyspace& Context::keyspace() const { return tenant.keyspace(); }
 
 std::optional<int64_t> Context::Integer(size_t index) {
@@ -136,11 +140,10 @@ storage::Entry* StoreValue(Context& context, storage::Keyspace::Key& key, GivenV
 
 storage::Entry* StoreBulk(Context& context, storage::Keyspace::Key& key, storage::ValueRef value,
                           storage::DeviceSet wanted_on, bool keep_expiry) {
-  const storage::ValueRef moves =
-      wanted_on != 0 && context.tenant.gpu() != nullptr ? value.Share() : storage::ValueRef();
-  storage::Entry* const entry = key.SetBulk(std::move(value), keep_expiry);
-  if (moves) context.tenant.gpu()->Promote(moves.Share(), wanted_on);
-  return entry;
+  if (wanted_on != 0 && context.tenant.gpu() != nullptr) {
+    context.moves_up.emplace_back(value.Share(), wanted_on);
+  }
+  return key.SetBulk(std::move(value), keep_expiry);
 }
 
 bool ValueReplies::Whole(const storage::Keyspace::Key& key, const storage::Entry* entry) {

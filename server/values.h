@@ -22,7 +22,7 @@ protocol::Descriptor DescriptorOf(const storage::BulkValue& value);
 // Stores what TakeValue() gave.
 storage::Entry* StoreValue(Context& context, storage::Keyspace::Key& key, GivenValue value,
                            bool keep_expiry = false);
-// The same for a large value, which begins to move to one of those devices.
+// The same for a large value, which moves to one of those devices after the command.
 storage::Entry* StoreBulk(Context& context, storage::Keyspace::Key& key, storage::ValueRef value,
                           storage::DeviceSet wanted_on, bool keep_expiry = false);
 

@@ -16,13 +16,16 @@ constexpr std::chrono::seconds kPatience{1};
 
 // Of CXL memory, and of a device's.
 constexpr uint64_t kLeastRegions = 16;
+// Regions on devices do not change hands: larger ones hold larger values.
+constexpr uint64_t kMostDeviceRegionBytes = 1ull << 30;
 
 // What a client reserved on a device may be written to by a copy that was on its way when the client
 // gave up or died: a copy of the largest value takes a fraction of this.
 constexpr std::chrono::seconds kLateWrites{2};
 
-// How long a device that had no memory for a region is not asked for another.
+// How long a device that had no memory for a region is not asked for another, at first and at most.
 constexpr std::chrono::seconds kGrowthPause{1};
+constexpr std::chrono::seconds kLongestGrowthPause{60};
 
 // Unique within the process, so that no session can take one tenant's region for another's.
 std::atomic<uint32_t> next_region_id{1};
@@ -78,26 +81,53 @@ Result<WriteHandle> ExtentPool::ReserveInArena(SessionId session, uint64_t lengt
 }
 
 Result<WriteHandle> ExtentPool::ReserveOnDevice(size_t device, uint64_t length, bool by_client) {
-  auto handle = ReserveIn({Region::Kind::kShared, kNoSession, Tier::kGpu, device}, length);
+  const Source source{Region::Kind::kShared, kNoSession, Tier::kGpu, device};
+  const auto reserve = [&]() -> Result<WriteHandle> {
+    if (auto done = TryReserve(source, length)) return std::move(*done);
+    MutexLock adding(adding_on_device_);
+    if (auto done = TryReserve(source, length)) return std::move(*done);
+    return ReserveAdded(source, length, AddDeviceRegion(device, length));
+  };
+  Result<WriteHandle> handle = reserve();
   if (handle) handle->late_writes_ = by_client;
   return handle;
 }
 
-Result<WriteHandle> ExtentPool::ReserveIn(const Source& source, uint64_t length) {
-  MOONPOOL_CHECK(length > 0 && budget(source.tier, source.device) != nullptr);
-  {
-    MutexLock lock(mu_);
-    if (auto extent = TakeExtent(source, length)) return WriteHandle(this, *extent);
-    if (generations_->full()) {
-      return Fail(ErrorCode::kOutOfMemory, "every generation slot is taken");
+bool ExtentPool::CouldHoldOnDevice(size_t device, uint64_t length) const {
+  MutexLock lock(mu_);
+  for (const auto& [id, region] : regions_) {
+    if (!region->draining && region->region->device() != nullptr &&
+        region->region->device_number() == device && region->region->bytes() >= length) {
+      return true;
     }
   }
+  return devices_[device].budget->region_bytes() + RoundUpTo(length, kHugePageBytes) <=
+         DeviceCapacity(device);
+}
+
+uint64_t ExtentPool::DeviceCapacity(size_t device) const {
+  const MemoryBudget& budget = *devices_[device].budget;
+  const bool refused = refused_[device].load(std::memory_order_relaxed);
+  return refused ? std::min(budget.region_bytes(), budget.limit()) : budget.limit();
+}
+
+Result<WriteHandle> ExtentPool::ReserveIn(const Source& source, uint64_t length) {
+  if (auto done = TryReserve(source, length)) return std::move(*done);
   MutexLock adding(adding_);
-  {
-    MutexLock lock(mu_);
-    if (auto extent = TakeExtent(source, length)) return WriteHandle(this, *extent);
-  }
-  Status added = AddRegion(source, length);
+  if (auto done = TryReserve(source, length)) return std::move(*done);
+  return ReserveAdded(source, length, AddRegion(source, length));
+}
+
+// Nothing: a region is to be added.
+std::optional<Result<WriteHandle>> ExtentPool::TryReserve(const Source& source, uint64_t length) {
+  MOONPOOL_CHECK(length > 0 && budget(source.tier, source.device) != nullptr);
+  MutexLock lock(mu_);
+  if (auto extent = TakeExtent(source, length)) return WriteHandle(this, *extent);
+  if (generations_->full()) return Fail(ErrorCode::kOutOfMemory, "every generation slot is taken");
+  return std::nullopt;
+}
+
+Result<WriteHandle> ExtentPool::ReserveAdded(const Source& source, uint64_t length, Status added) {
   MutexLock lock(mu_);
   if (added) {
     if (auto extent = TakeExtent(source, length)) return WriteHandle(this, *extent);
@@ -147,15 +177,7 @@ std::optional<Extent> ExtentPool::TakeExtent(const Source& source, uint64_t leng
 
 Status ExtentPool::AddRegion(const Source& source, uint64_t least_bytes) {
   const bool is_shared = source.kind == Region::Kind::kShared;
-  MemoryBudget& budget = *this->budget(source.tier, source.device);
-  const bool on_device = source.tier == Tier::kGpu;
-  if (on_device) {
-    MutexLock lock(mu_);
-    if (devices_[source.device].memory->lost() ||
-        std::chrono::steady_clock::now() < shared(source.tier, source.device).not_before) {
-      return Fail(ErrorCode::kOutOfMemory, "the device gives no memory");
-    }
-  }
+  MemoryBudget& budget = *this->budget(source.tier);
   // The usual sizes are of DRAM; where there is less of the other tier, regions are smaller.
   const auto usual_bytes = [&](uint64_t bytes) {
     if (source.tier == Tier::kDram) return bytes;
@@ -179,33 +201,63 @@ Status ExtentPool::AddRegion(const Source& source, uint64_t least_bytes) {
     }
   }
   const uint32_t new_id = next_region_id.fetch_add(1, std::memory_order_relaxed);
-  auto region = on_device
-                    ? Region::CreateOnDevice(new_id, *devices_[source.device].memory, source.device,
-                                             bytes)
-                    : Region::Create(new_id, source.kind, bytes,
-                                     source.tier == Tier::kCxl ? options_.cxl_region : options_.region);
+  auto region = Region::Create(new_id, source.kind, bytes,
+                               source.tier == Tier::kCxl ? options_.cxl_region : options_.region);
   if (!region) {
     budget.ReleaseRegion(bytes);
-    if (on_device) {
-      MutexLock lock(mu_);
-      shared(source.tier, source.device).not_before =
-          std::chrono::steady_clock::now() + kGrowthPause;
-    }
     return tl::unexpected<Error>(std::move(region.error()));
   }
   const uint32_t id = (*region)->id();
   auto added =
       std::make_unique<PoolRegion>(std::shared_ptr<Region>(std::move(*region)), source.session);
-  if (on_device) {
-    // All of it is there, and no other device reaches it.
-    budget.AdjustRegion(static_cast<int64_t>(added->region->bytes() - bytes));
-    added->populating = false;
-    added->populated = added->region->bytes();
-    added->export_tried = true;
-  }
   MutexLock lock(mu_);
-  (is_shared ? shared(source.tier, source.device).regions : arenas_[source.session])
-      .push_back(added.get());
+  (is_shared ? shared(source.tier).regions : arenas_[source.session]).push_back(added.get());
+  regions_.emplace(id, std::move(added));
+  return {};
+}
+
+Status ExtentPool::AddDeviceRegion(size_t device, uint64_t least_bytes) {
+  MemoryBudget& budget = *devices_[device].budget;
+  {
+    MutexLock lock(mu_);
+    if (devices_[device].memory->lost() ||
+        std::chrono::steady_clock::now() < shared(Tier::kGpu, device).not_before) {
+      return Fail(ErrorCode::kOutOfMemory, "the device gives no memory");
+    }
+  }
+  const uint64_t share = budget.limit() / kLeastRegions / kHugePageBytes * kHugePageBytes;
+  const uint64_t usual = std::clamp<uint64_t>(share, kHugePageBytes, kMostDeviceRegionBytes);
+  const uint64_t least = RoundUpTo(least_bytes, kHugePageBytes);
+  uint64_t bytes = std::max(usual, least);
+  if (!budget.TakeRegion(bytes)) {
+    bytes = std::max(RoundUpTo(usual / 8, kHugePageBytes), least);
+    if (!budget.TakeRegion(bytes)) {
+      return Fail(ErrorCode::kOutOfMemory, "gpu-memory leaves no room for a region of " +
+                                               std::to_string(bytes) + " bytes");
+    }
+  }
+  const uint32_t id = next_region_id.fetch_add(1, std::memory_order_relaxed);
+  auto region = Region::CreateOnDevice(id, *devices_[device].memory, device, bytes);
+  // That there is no room for one long value says nothing of others.
+  if (region || bytes <= usual) refused_[device].store(!region, std::memory_order_relaxed);
+  if (!region) {
+    budget.ReleaseRegion(bytes);
+    MutexLock lock(mu_);
+    Shared& shared = this->shared(Tier::kGpu, device);
+    shared.pause = std::clamp(2 * shared.pause, kGrowthPause, kLongestGrowthPause);
+    shared.not_before = std::chrono::steady_clock::now() + shared.pause;
+    return tl::unexpected<Error>(std::move(region.error()));
+  }
+  auto added = std::make_unique<PoolRegion>(std::shared_ptr<Region>(std::move(*region)), kNoSession);
+  budget.AdjustRegion(static_cast<int64_t>(added->region->bytes() - bytes));
+  // All of it is there, and no other device reaches it.
+  added->populating = false;
+  added->populated = added->region->bytes();
+  added->export_tried = true;
+  MutexLock lock(mu_);
+  Shared& shared = this->shared(Tier::kGpu, device);
+  shared.pause = {};
+  shared.regions.push_back(added.get());
   regions_.emplace(id, std::move(added));
   return {};
 }

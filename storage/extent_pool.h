@@ -16,10 +16,12 @@
 // reserved there and did not commit is free again only after a while, as a copy of its may be on the
 // way yet.
 //
-// Threads: any; mu_ is a leaf lock, adding_ is taken before it.  The budget must outlive the
-// pool; the pool must outlive every handle.
+// Threads: any; mu_ is a leaf lock, adding_ and adding_on_device_ are taken before it.  The budget must
+// outlive the pool; the pool must outlive every handle.
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <deque>
@@ -93,6 +95,10 @@ class ExtentPool {
   Result<WriteHandle> ReserveInArena(SessionId session, uint64_t length, Tier tier = Tier::kDram);
   // On a device.  `by_client`: a client writes it, else the server copies to it.
   Result<WriteHandle> ReserveOnDevice(size_t device, uint64_t length, bool by_client);
+  // False when no region there, now or after making one, could hold so long a value.
+  bool CouldHoldOnDevice(size_t device, uint64_t length) const;
+  // The limit of its budget; what it gave so far, where it refused more.
+  uint64_t DeviceCapacity(size_t device) const;
   // False when no region in DRAM, now or after making one, could hold so long a value at all.
   bool CouldHold(uint64_t length) const;
   // Faults in the memory of a reservation, where that was not done ahead: a device that writes to
@@ -197,8 +203,9 @@ class ExtentPool {
   struct Shared {
     std::vector<PoolRegion*> regions;  // oldest first
     bool grow_ahead = true;            // make a region before it is needed
-    // A device had no memory: not asked again before.
+    // A device had no memory: not asked again before, and twice as long after each further refusal.
     std::chrono::steady_clock::time_point not_before;
+    std::chrono::seconds pause{0};
   };
   // What a client may yet write to.
   struct LateExtent {
@@ -225,7 +232,12 @@ class ExtentPool {
   }
   Result<WriteHandle> ReserveIn(const Source& source, uint64_t length);
   std::optional<Extent> TakeExtent(const Source& source, uint64_t length) REQUIRES(mu_);
+  // REQUIRES: the tier is of host memory.
   Status AddRegion(const Source& source, uint64_t least_bytes) REQUIRES(adding_) EXCLUDES(mu_);
+  Status AddDeviceRegion(size_t device, uint64_t least_bytes) REQUIRES(adding_on_device_)
+      EXCLUDES(mu_);
+  std::optional<Result<WriteHandle>> TryReserve(const Source& source, uint64_t length) EXCLUDES(mu_);
+  Result<WriteHandle> ReserveAdded(const Source& source, uint64_t length, Status added) EXCLUDES(mu_);
   void DrainRegion(PoolRegion& region) REQUIRES(mu_);
   static bool InDram(const PoolRegion& region) { return region.region->tier() == Tier::kDram; }
   static bool Progresses(const PoolRegion& region);
@@ -234,7 +246,8 @@ class ExtentPool {
   bool PopulateSlice(uint64_t bytes) EXCLUDES(mu_);
   bool ExportOne() EXCLUDES(mu_);
   bool WithdrawOne() EXCLUDES(mu_);
-  void GrowAhead(Tier tier, size_t device = 0) EXCLUDES(mu_);
+  void GrowAhead(Tier tier) EXCLUDES(mu_);
+  void GrowAheadOnDevice(size_t device) EXCLUDES(mu_);
   void FreeLate() EXCLUDES(mu_);
   void FreeExtent(const Extent& extent) REQUIRES(mu_);
 
@@ -252,11 +265,14 @@ class ExtentPool {
 
   // Who finds no room waits for the region that another thread adds.  Before mu_.
   mutable Mutex adding_;
+  // The same of devices, whose drivers take their time: nobody who wants host memory waits for them.
+  Mutex adding_on_device_;
   mutable Mutex mu_;
   std::unordered_map<uint32_t, std::unique_ptr<PoolRegion>> regions_ GUARDED_BY(mu_);
   // Regions new extents may come from: shared ones by tier, and arenas by session.
   Shared shared_[protocol::kTiers] GUARDED_BY(mu_);
   Shared shared_on_[kMaxDevices] GUARDED_BY(mu_);
+  std::array<std::atomic<bool>, kMaxDevices> refused_{};  // the device's last answer
   std::deque<LateExtent> late_ GUARDED_BY(mu_);  // the first is free first
   std::unordered_map<SessionId, std::vector<PoolRegion*>> arenas_ GUARDED_BY(mu_);
   // By generation slot, the values that show that extent, linked through next_alias_.

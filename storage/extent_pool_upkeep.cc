@@ -12,7 +12,7 @@ bool ExtentPool::Maintain(uint64_t populate_bytes) {
   for (const Tier tier : {Tier::kDram, Tier::kCxl}) {
     if (budget(tier) != nullptr) GrowAhead(tier);
   }
-  for (size_t device = 0; device < devices_.size(); ++device) GrowAhead(Tier::kGpu, device);
+  for (size_t device = 0; device < devices_.size(); ++device) GrowAheadOnDevice(device);
   FreeLate();
   const bool populated = PopulateSlice(populate_bytes);
   const bool exported = ExportOne();
@@ -21,15 +21,28 @@ bool ExtentPool::Maintain(uint64_t populate_bytes) {
   return populated || exported || gave_up;
 }
 
-void ExtentPool::GrowAhead(Tier tier, size_t device) {
+void ExtentPool::GrowAhead(Tier tier) {
   {
     MutexLock lock(mu_);
-    if (!std::exchange(shared(tier, device).grow_ahead, false)) return;
+    if (!std::exchange(shared(tier).grow_ahead, false)) return;
   }
   MutexLock adding(adding_);
   // Ahead of need only; when the budget has no room, reservations will find out themselves.
   [[maybe_unused]] const Status added =
-      AddRegion({Region::Kind::kShared, kNoSession, tier, device}, 1);
+      AddRegion({Region::Kind::kShared, kNoSession, tier}, 1);
+}
+
+void ExtentPool::GrowAheadOnDevice(size_t device) {
+  {
+    MutexLock lock(mu_);
+    Shared& shared = this->shared(Tier::kGpu, device);
+    // One that refused is asked again: while it seems to be smaller, nobody else may need to.
+    const bool again = refused_[device].load(std::memory_order_relaxed) &&
+                       std::chrono::steady_clock::now() >= shared.not_before;
+    if (!std::exchange(shared.grow_ahead, false) && !again) return;
+  }
+  MutexLock adding(adding_on_device_);
+  [[maybe_unused]] const Status added = AddDeviceRegion(device, 1);
 }
 
 void ExtentPool::FreeLate() {

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <utility>
 
+#include "storage/clock.h"
 #include "storage/extent_allocator.h"
 
 namespace moonpool::storage {
@@ -16,6 +17,10 @@ using Clock = std::chrono::steady_clock;
 
 // Both directions of a link, and a second device, have something to do at the same time.
 constexpr int kThreads = 2;
+
+// How long values do not move to or from a device on which a copy failed, at first and at most.
+constexpr int64_t kFailingPauseMs = 50;
+constexpr int64_t kLongestFailingPauseMs = 10'000;
 
 uint64_t MicrosecondsSince(Clock::time_point start) {
   return static_cast<uint64_t>(
@@ -36,21 +41,34 @@ GpuTier::GpuTier(const GpuTierOptions& options, Keyspace& keyspace, BulkPolicy& 
   }
 }
 
-GpuTier::~GpuTier() {
+GpuTier::~GpuTier() { Stop(); }
+
+void GpuTier::Stop() {
+  std::deque<Down> down_left;
+  std::deque<Up> up_left;
+  std::deque<std::shared_ptr<Job>> jobs_left;
   {
     MutexLock lock(mu_);
     stop_ = true;
   }
   changed_.NotifyAll();
   for (std::thread& thread : threads_) thread.join();
-  for (Down& down : down_) {
+  threads_.clear();
+  {
+    MutexLock lock(mu_);
+    down_left.swap(down_);
+    up_left.swap(up_);
+    jobs_left.swap(jobs_);
+    waiting_.clear();
+  }
+  for (Down& down : down_left) {
     down.value->EndDemotion();
     keyspace_.AbandonDemotion(*down.value);
     keyspace_.partitions().AddLeaving(
         protocol::Tier::kGpu, down.leaves,
         -static_cast<int64_t>(ExtentAllocator::RoundUp(down.value->length())));
   }
-  for (const std::shared_ptr<Job>& job : jobs_) {
+  for (const std::shared_ptr<Job>& job : jobs_left) {
     for (OnFetched& call : job->calls) call(ValueRef());
   }
 }
@@ -58,6 +76,7 @@ GpuTier::~GpuTier() {
 // --- queues ------------------------------------------------------------------------------------
 
 GpuTier::Taken GpuTier::Demote(ValueRef value) {
+  if (Failing(value->device_number())) return Taken::kFull;
   const uint64_t bytes = ExtentAllocator::RoundUp(value->length());
   std::atomic<uint64_t>& leaving = leaving_bytes_[value->device_number()];
   // One value always fits, however large.
@@ -78,6 +97,7 @@ GpuTier::Taken GpuTier::Demote(ValueRef value) {
 void GpuTier::Promote(ValueRef value, DeviceSet devices) {
   if (value->tier() == protocol::Tier::kGpu && (devices >> value->device_number() & 1) != 0) return;
   if (!Holds(value->length())) return;
+  if (Working(devices) == 0) return Count(counters_.refused);
   const uint64_t bytes = ExtentAllocator::RoundUp(value->length());
   const uint64_t queued = coming_bytes_.load(std::memory_order_relaxed);
   if (queued > 0 && queued + bytes > options_.queue_bytes) return Count(counters_.refused);
@@ -152,16 +172,46 @@ Status GpuTier::CopyBytes(const WriteHandle& to, const BulkValue& from) {
   if (there != nullptr && here != nullptr && there != here) {
     // Two devices meet in host memory.
     const std::unique_ptr<char[]> between(new char[source.length]);
-    copied = here->Copy(between.get(), source.address(), source.length);
-    if (copied) copied = there->Copy(target.address(), between.get(), source.length);
+    copied = CopyOn(source.region->device_number(), between.get(), source.address(), source.length);
+    if (copied) {
+      copied =
+          CopyOn(target.region->device_number(), target.address(), between.get(), source.length);
+    }
   } else {
-    copied = (there != nullptr ? there : here)
-                 ->Copy(target.address(), source.address(), source.length);
+    const Region& on = there != nullptr ? *target.region : *source.region;
+    copied = CopyOn(on.device_number(), target.address(), source.address(), source.length);
   }
   if (copied) return copied;
   Count(counters_.failed);
   if (here != nullptr && here->lost() && keyspace_.DropLost(from)) CountLost();
   return copied;
+}
+
+Status GpuTier::CopyOn(size_t device, char* to, const char* from, uint64_t bytes) {
+  Status copied = options_.devices[device]->Copy(to, from, bytes);
+  if (copied) {
+    failing_pause_ms_[device].store(0, std::memory_order_relaxed);
+    failing_until_ms_[device].store(0, std::memory_order_relaxed);
+  } else if (!Failing(device)) {
+    // Who is at it at the same time fails within this pause.
+    const int64_t before = failing_pause_ms_[device].load(std::memory_order_relaxed);
+    const int64_t pause = std::clamp(2 * before, kFailingPauseMs, kLongestFailingPauseMs);
+    failing_pause_ms_[device].store(pause, std::memory_order_relaxed);
+    failing_until_ms_[device].store(MonotonicMs() + pause, std::memory_order_relaxed);
+  }
+  return copied;
+}
+
+bool GpuTier::Failing(size_t device) const {
+  const int64_t until_ms = failing_until_ms_[device].load(std::memory_order_relaxed);
+  return until_ms != 0 && MonotonicMs() < until_ms;
+}
+
+DeviceSet GpuTier::Working(DeviceSet devices) const {
+  for (size_t i = 0; i < options_.devices.size(); ++i) {
+    if (Failing(i)) devices &= static_cast<DeviceSet>(~(DeviceSet{1} << i));
+  }
+  return devices;
 }
 
 void GpuTier::MoveDown(Down& down) {
@@ -192,7 +242,9 @@ void GpuTier::MoveDown(Down& down) {
 void GpuTier::MoveUp(Up& up) {
   ValueRef value = std::move(up.value);
   const uint64_t bytes = ExtentAllocator::RoundUp(value->length());
-  auto target = hooks_.reserve(value->length(), up.devices);
+  const DeviceSet devices = Working(up.devices);
+  Result<WriteHandle> target = Fail(ErrorCode::kUnavailable, "copies to the device fail");
+  if (devices != 0) target = hooks_.reserve(value->length(), devices);
   const auto start = Clock::now();
   if (!target) {
     Count(counters_.refused);
@@ -231,6 +283,12 @@ void GpuTier::Carry(Job& job) {
   for (OnFetched& call : job.calls) call(fetched);
 }
 
+uint64_t GpuTier::queued_bytes() const {
+  uint64_t bytes = coming_bytes_.load(std::memory_order_relaxed);
+  for (size_t i = 0; i < options_.devices.size(); ++i) bytes += leaving_bytes(i);
+  return bytes;
+}
+
 GpuTierStats GpuTier::stats() const {
   const auto read = [](const std::atomic<uint64_t>& counter) {
     return counter.load(std::memory_order_relaxed);
@@ -246,8 +304,7 @@ GpuTierStats GpuTier::stats() const {
   stats.refused = read(counters_.refused);
   stats.failed = read(counters_.failed);
   stats.lost = read(counters_.lost);
-  stats.queued_bytes = read(coming_bytes_);
-  for (const std::atomic<uint64_t>& leaving : leaving_bytes_) stats.queued_bytes += read(leaving);
+  stats.queued_bytes = queued_bytes();
   stats.demote_p50_us = demote_us_.Percentile(0.5);
   stats.demote_p99_us = demote_us_.Percentile(0.99);
   stats.promote_p50_us = promote_us_.Percentile(0.5);

@@ -72,8 +72,10 @@ class GpuTier {
     std::function<void(const ValueRef& value)> refused;
   };
   GpuTier(const GpuTierOptions& options, Keyspace& keyspace, BulkPolicy& policy, Hooks hooks);
-  // Finishes the copies at hand; values still queued stay where they are, who waits gets nothing.
-  ~GpuTier();
+  ~GpuTier();  // after Stop()
+  // Finishes the copies at hand; values still queued stay where they are, who waits gets nothing.  Until
+  // it returns the hooks are called.  A second call does nothing.
+  void Stop() EXCLUDES(mu_);
 
   const GpuTierOptions& options() const { return options_; }
   const std::vector<DeviceMemory*>& devices() const { return options_.devices; }
@@ -84,15 +86,17 @@ class GpuTier {
   }
   enum class Taken { kYes, kFull, kOtherwise };
   // Begins to move a value, which is in no policy any more, to DRAM.  kFull: the queue is, try again
-  // later; kOtherwise: it is on its way to the SSD.
+  // later, or copies from that device fail; kOtherwise: it is on its way to the SSD.
   Taken Demote(ValueRef value);
   // Bytes that will be free on that device soon.
   uint64_t leaving_bytes(size_t device) const {
     return leaving_bytes_[device].load(std::memory_order_relaxed);
   }
   // Begins to move a value in DRAM, or on another device, to one of `devices`.  Nothing when it is
-  // there already, or the queue is full.
+  // there already, the queue is full, or copies to those devices fail.
   void Promote(ValueRef value, DeviceSet devices);
+  // Of values on their way, in either direction.
+  uint64_t queued_bytes() const;
   // Brings the bytes of a value here to DRAM and calls, on some thread, with a value that has them,
   // or with none.  `move`: the key refers to that one from then on.
   using OnFetched = std::function<void(const ValueRef& value)>;
@@ -125,6 +129,10 @@ class GpuTier {
   void MoveUp(Up& up);
   void Carry(Job& job);
   Status CopyBytes(const WriteHandle& to, const BulkValue& from);
+  Status CopyOn(size_t device, char* to, const char* from, uint64_t bytes);
+  // Copies on it failed lately: nothing is moved there or from there for a while.
+  bool Failing(size_t device) const;
+  DeviceSet Working(DeviceSet devices) const;
 
   const GpuTierOptions options_;
   Keyspace& keyspace_;
@@ -132,6 +140,8 @@ class GpuTier {
   const Hooks hooks_;
   std::array<std::atomic<uint64_t>, kMaxDevices> leaving_bytes_{};
   std::atomic<uint64_t> coming_bytes_{0};
+  std::array<std::atomic<int64_t>, kMaxDevices> failing_until_ms_{};  // monotonic clock
+  std::array<std::atomic<int64_t>, kMaxDevices> failing_pause_ms_{};  // doubles; 0: it works
   struct Counters {
     std::atomic<uint64_t> promotions{0}, promoted_bytes{0}, demotions{0}, demoted_bytes{0},
         fetches{0}, fetched_bytes{0}, abandoned{0}, refused{0}, failed{0}, lost{0};

@@ -3,9 +3,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstring>
 #include <future>
+#include <span>
 #include <utility>
 
 #include "storage/clock.h"
@@ -209,25 +211,43 @@ Result<WriteHandle> Tenant::ReserveInArena(SessionId session, uint64_t length, i
 Result<WriteHandle> Tenant::ReserveInGpu(uint64_t length, DeviceSet devices, bool by_client,
                                          int64_t now_ms) {
   const std::vector<DeviceMemory*>& all = gpu_->devices();
-  std::optional<size_t> emptiest;
-  uint64_t most_free = 0;
+  struct Candidate {
+    size_t device;
+    uint64_t free;
+  };
+  std::array<Candidate, kMaxDevices> candidates;
+  size_t count = 0;
   for (size_t i = 0; i < all.size(); ++i) {
     if ((devices >> i & 1) == 0 || all[i]->lost()) continue;
-    const MemoryBudget& budget = *gpu_budgets_[i];
-    const uint64_t used = std::min(budget.used_bytes(), budget.limit());
-    const uint64_t free = budget.limit() - used + gpu_->leaving_bytes(i);
-    if (emptiest && free <= most_free) continue;
-    emptiest = i;
-    most_free = free;
+    const uint64_t capacity = gpu_capacity(i);
+    candidates[count++] = {i, capacity - std::min(gpu_budgets_[i]->used_bytes(), capacity)};
   }
-  if (!emptiest) return Fail(ErrorCode::kUnavailable, "there is no such device");
-  Result<WriteHandle> handle = pool_->ReserveOnDevice(*emptiest, length, by_client);
-  if (handle) return handle;
+  if (count == 0) return Fail(ErrorCode::kUnavailable, "there is no such device");
+  const std::span<Candidate> order = std::span(candidates).first(count);
+  std::stable_sort(order.begin(), order.end(),
+                   [](const Candidate& a, const Candidate& b) { return a.free > b.free; });
+  Result<WriteHandle> handle;
+  for (const Candidate& candidate : order) {
+    handle = pool_->ReserveOnDevice(candidate.device, length, by_client);
+    if (handle) return handle;
+  }
   // Room for the next: values leave by copies, which nobody waits for here.
-  while (gpu_->leaving_bytes(*emptiest) < length && EvictOneInGpu(*emptiest, now_ms) > 0) {
-  }
-  if (gpu_->leaving_bytes(*emptiest) > 0) {
-    return Fail(ErrorCode::kBusy, handle.error().message + " on the device yet");
+  for (const Candidate& candidate : order) {
+    const size_t device = candidate.device;
+    if (!pool_->CouldHoldOnDevice(device, length)) continue;
+    bool any = false;
+    for (uint64_t evicted = coming_bytes_on(device); evicted < length;) {
+      const uint64_t bytes = EvictOneInGpu(device, now_ms);
+      if (bytes == 0) break;
+      evicted += bytes;
+      any = true;
+    }
+    // Those that were dropped left room already.
+    if (any) handle = pool_->ReserveOnDevice(device, length, by_client);
+    if (handle) return handle;
+    if (gpu_->leaving_bytes(device) > 0) {
+      return Fail(ErrorCode::kBusy, handle.error().message + " on the device yet");
+    }
   }
   return handle;
 }
@@ -321,6 +341,16 @@ Result<WriteHandle> Tenant::ReserveWith(SessionId session, uint64_t length, int6
   return handle;
 }
 
+Tenant::Pressure Tenant::LeasePressure(const BulkValue& value) const {
+  if (value.device() == nullptr) return LeasePressure();
+  const size_t device = value.device_number();
+  const double watermark =
+      gpu_->options().high_watermark * static_cast<double>(gpu_capacity(device));
+  return static_cast<double>(gpu_budgets_[device]->used_bytes()) > watermark
+             ? Pressure::kShortLeases
+             : Pressure::kNone;
+}
+
 bool Tenant::Roomy(uint64_t bytes) const {
   const double low = high_watermark_.load(std::memory_order_relaxed) -
                      evict_ratio_.load(std::memory_order_relaxed);
@@ -374,7 +404,6 @@ bool Tenant::MaintainCxl(int64_t now_ms) {
 bool Tenant::MaintainGpu(int64_t now_ms) {
   if (gpu_ == nullptr) return false;
   bool more = false;
-  const auto limit = static_cast<double>(gpu_->options().memory_bytes);
   const double high = gpu_->options().high_watermark;
   const double low = high - gpu_->options().evict_ratio;
   for (size_t i = 0; i < gpu_->devices().size(); ++i) {
@@ -386,9 +415,10 @@ bool Tenant::MaintainGpu(int64_t now_ms) {
       more |= DropDevice(i, now_ms);
       continue;
     }
+    const auto limit = static_cast<double>(gpu_capacity(i));
     const auto used = [&] {
       return static_cast<double>(gpu_budgets_[i]->used_bytes()) -
-             static_cast<double>(gpu_->leaving_bytes(i));
+             static_cast<double>(coming_bytes_on(i));
     };
     more |= EvictBetween(high * limit, low * limit, &device_upkeep_[i].evicting, used,
                          [&] { return EvictOneInGpu(i, now_ms); });
@@ -443,11 +473,11 @@ bool Tenant::Maintain(int64_t now_ms) {
 }
 
 bool Tenant::Quiet() {
-  const uint64_t memory =
-      budget_.used_bytes() + budget_.region_bytes() + cxl_budget_.used_bytes();
+  uint64_t memory = budget_.used_bytes() + budget_.region_bytes() + cxl_budget_.used_bytes();
+  for (const auto& budget : gpu_budgets_) memory += budget->used_bytes() + budget->region_bytes();
   const bool same = std::exchange(memory_seen_, memory) == memory;
   quiet_ = same && memory_queue_.empty() && coming_bytes() == 0 && !pool_->Drains() &&
-           (ssd_ == nullptr || !ssd_->WarmsUp());
+           (gpu_ == nullptr || gpu_->queued_bytes() == 0) && (ssd_ == nullptr || !ssd_->WarmsUp());
   return quiet_;
 }
 

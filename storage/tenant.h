@@ -66,6 +66,7 @@ class Tenant {
   // Ends what moves values within memory, before SsdTier::Save(); nobody else uses the tenant any
   // more.
   void CloseMoves() {
+    if (gpu_ != nullptr) gpu_->Stop();  // what it calls meanwhile finds it
     gpu_.reset();
     cxl_.reset();
   }
@@ -78,6 +79,8 @@ class Tenant {
   GpuTier* gpu() { return gpu_.get(); }
   const MemoryBudget& cxl_budget() const { return cxl_budget_; }
   const MemoryBudget& gpu_budget(size_t device) const { return *gpu_budgets_[device]; }
+  // What values can have of it: less than the budget's limit where the device gave less.
+  uint64_t gpu_capacity(size_t device) const { return pool_->DeviceCapacity(device); }
   // Reads of values in CXL memory, and on devices.
   uint64_t cxl_hits() const { return bulk_policy_.cxl_hits(); }
   uint64_t gpu_hits() const { return bulk_policy_.gpu_hits(); }
@@ -116,6 +119,9 @@ class Tenant {
                            static_cast<double>(limit);
     return above || unlinked > limit / 8 ? Pressure::kShortLeases : Pressure::kNone;
   }
+
+  // For that value: one on a device takes DRAM from nobody, and the device has its own watermark.
+  Pressure LeasePressure(const BulkValue& value) const;
 
   // Holds of all its sessions.
   std::atomic<uint64_t>& holds() { return holds_; }
@@ -167,13 +173,18 @@ class Tenant {
     return (ssd_ != nullptr ? ssd_->queued_bytes(Tier::kDram) : 0) +
            (cxl_ != nullptr ? cxl_->queued_bytes() : 0);
   }
+  // Likewise: on that device.
+  uint64_t coming_bytes_on(size_t device) const {
+    return (ssd_ != nullptr ? ssd_->queued_bytes(Tier::kGpu) : 0) + gpu_->leaving_bytes(device);
+  }
   // Who takes the memory of those that are evicted.
   enum class Taker : uint8_t { kWrite, kLoad };
   Result<WriteHandle> ReserveWith(SessionId session, uint64_t length, int64_t now_ms,
                                   Taker taker = Taker::kWrite);
   // In CXL memory; evicts there.  kOutOfMemory, kBusy as Reserve().
   Result<WriteHandle> ReserveInCxl(SessionId session, uint64_t length, int64_t now_ms);
-  // On the emptiest of those devices.  kOutOfMemory, kBusy likewise.
+  // On one of those devices, the emptiest first; evicts only where no other has room, and no more than
+  // `length`.  kOutOfMemory, kBusy likewise.
   Result<WriteHandle> ReserveInGpu(uint64_t length, DeviceSet devices, bool by_client,
                                    int64_t now_ms);
   bool EvictToLimit(int64_t now_ms);

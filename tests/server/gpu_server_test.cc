@@ -320,6 +320,13 @@ TEST_P(GpuServerTest, EveryCommandTakesAValueThatIsThere) {
   EXPECT_EQ(session.Run({"EXISTS", "fourth"}), "0");
   put("fifth");
   EXPECT_TRUE(session.Run({"INCR", "fifth"}).starts_with("ERR value is not an integer"));
+  // Short ones as well.
+  session.Put("short", "12345");
+  ASSERT_EQ(TierOf(session, "short"), "gpu");
+  EXPECT_EQ(session.Run({"OBJECT", "ENCODING", "short"}), "embstr");
+  EXPECT_EQ(session.Run({"OBJECT", "ENCODING", "renamed"}), "raw");
+  EXPECT_EQ(session.Run({"GET", "short"}), "12345");
+  EXPECT_EQ(session.Run({"INCR", "short"}), "12346");
   // A pipeline keeps its order.
   put("sixth");
   session.Send({"GET", "sixth"});
@@ -382,6 +389,64 @@ TEST_P(GpuServerTest, ASessionThatEndsLeavesNothing) {
   GpuSession session(*server_, kind());
   ASSERT_TRUE(session.Attach());
   EXPECT_TRUE(session.Pull(session.Locate("key")) == Stamped(7));
+}
+
+// A client that lives may write to what it reserved however late: nobody else gets it.
+TEST_P(GpuServerTest, WhatTimedOutIsFreeWhenItsSessionEnds) {
+  NEED_DEVICES(1);
+  Start({{"gpu-memory", "64mb"}, {"reservation-timeout", "1"}, {"session-max-reservations", "8"}});
+  const auto used = [&] { return server_->tenant().gpu_budget(0).used_bytes(); };
+  RawSession watch(*server_);
+  const auto timed_out = [&](int count) {
+    return Eventually(
+        [&] { return std::stoi(Info(watch, "pool_reservation_timeouts", "pool")) >= count; });
+  };
+  {
+    GpuSession session(*server_, kind());
+    ASSERT_TRUE(session.Attach());
+    const auto there = session.Alloc("a", kLength, "gpu");
+    const auto here = session.Alloc("b", kLength, "dram");
+    const auto late = session.Alloc("c", kLength, "gpu");
+    session.Alloc("d", kLength, "gpu");
+    const auto done = session.Alloc("e", kLength, "dram");
+    ASSERT_TRUE(timed_out(5));
+    // The client says that it is done with those; too late for their values.
+    EXPECT_TRUE(session.Run({"KV.COMMIT", "1", "c", late.token, "-"}).starts_with("ERR no such"));
+    EXPECT_EQ(session.Run({"KV.ABORT", "1", "e", done.token}), "0");
+    EXPECT_EQ(session.Run({"EXISTS", "c"}), "0");
+    std::vector<RawSession::Allocation> others;
+    for (int i = 0; i < 4; ++i) {
+      const char* const tier = i % 2 == 0 ? "gpu" : "dram";
+      others.push_back(session.Alloc("more:" + std::to_string(i), kLength, tier));
+    }
+    others.push_back(session.Alloc("last", kLength, "gpu"));
+    for (const auto& other : others) {
+      for (const auto& mine : {there, here}) {
+        EXPECT_FALSE(other.region == mine.region && other.offset == mine.offset);
+      }
+    }
+    const std::string full = session.Run({"KV.ALLOC", "1", "x", "200000"});
+    EXPECT_NE(full.find("session-max-reservations"), std::string::npos) << full;
+    EXPECT_TRUE(session.Run({"KV.COMMIT", "1", "a", there.token, "-"}).starts_with("ERR no such"));
+  }
+  EXPECT_TRUE(Eventually([&] { return used() == 0; }));
+  EXPECT_TRUE(Eventually([&] { return server_->tenant().budget().extent_bytes() == 0; }));
+}
+
+// Its client said that it has written all of it.
+TEST_P(GpuServerTest, ACommitThatFindsTheKeyGivesTheMemoryBackAtOnce) {
+  NEED_DEVICES(1);
+  Start();
+  const auto used = [&] { return server_->tenant().gpu_budget(0).used_bytes(); };
+  GpuSession session(*server_, kind());
+  ASSERT_TRUE(session.Attach());
+  ASSERT_EQ(session.Put("key", Stamped(7)), Uuid());
+  const uint64_t before = used();
+  const std::string reply = session.Run({"KV.ALLOC", "1", "key", "200000", "NX", "PREFER", "gpu"});
+  const std::string token = reply.substr(0, reply.find('\n'));
+  EXPECT_GT(used(), before);
+  EXPECT_EQ(session.Run({"KV.COMMIT", "1", "key", token, "-"}), "");
+  EXPECT_EQ(used(), before);
 }
 
 TEST_P(GpuServerTest, ALostDeviceCostsItsKeysNotTheServer) {

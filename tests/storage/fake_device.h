@@ -36,6 +36,8 @@ class FakeDevice : public DeviceMemory {
 
   Result<std::unique_ptr<Range>> Allocate(uint64_t bytes) override {
     MutexLock lock(mu_);
+    ++allocations_;
+    while (allocations_held_ && !lost_) changed_.Wait(mu_);
     if (lost_) return Lost();
     bytes = (bytes + granularity_ - 1) / granularity_ * granularity_;
     if (allocated_ + bytes > capacity_) return Fail(ErrorCode::kOutOfMemory, "no memory");
@@ -74,6 +76,11 @@ class FakeDevice : public DeviceMemory {
     stopped_ = stopped;
     changed_.NotifyAll();
   }
+  void HoldAllocations(bool held) {
+    MutexLock lock(mu_);
+    allocations_held_ = held;
+    changed_.NotifyAll();
+  }
   void FailNext(int copies) {
     MutexLock lock(mu_);
     fail_next_ = copies;
@@ -95,6 +102,10 @@ class FakeDevice : public DeviceMemory {
   uint64_t allocated() const {
     MutexLock lock(mu_);
     return allocated_;
+  }
+  uint64_t allocations() const {  // that were begun
+    MutexLock lock(mu_);
+    return allocations_;
   }
   uint64_t copies() const {
     MutexLock lock(mu_);
@@ -164,6 +175,8 @@ class FakeDevice : public DeviceMemory {
   uint64_t capacity_ GUARDED_BY(mu_) = 1ull << 40;
   uint64_t allocated_ GUARDED_BY(mu_) = 0;
   uint64_t copies_ GUARDED_BY(mu_) = 0;
+  uint64_t allocations_ GUARDED_BY(mu_) = 0;
+  bool allocations_held_ GUARDED_BY(mu_) = false;
   int fail_next_ GUARDED_BY(mu_) = 0;
   bool stopped_ GUARDED_BY(mu_) = false;
   bool lost_ GUARDED_BY(mu_) = false;

@@ -1,6 +1,7 @@
 #include "storage/gpu_tier.h"
 
 #include <atomic>
+#include <chrono>
 #include <map>
 #include <string>
 #include <thread>
@@ -247,6 +248,167 @@ TEST_F(GpuTierTest, ADeviceWithoutMemoryIsNoError) {
   }));
 }
 
+TEST_F(GpuTierTest, WhatOneDeviceRefusesAnotherTakes) {
+  t_.UseGpu(16 * kMiB, 2);
+  gpu(0).set_capacity(0);
+  t_.Open();
+  Put("key", 7, 1);
+  ASSERT_EQ(t_.TierOf("key"), "gpu");
+  EXPECT_EQ(t_.Hold("key")->device(), &gpu(1));
+}
+
+TEST_F(GpuTierTest, NothingIsEvictedWhileAnotherDeviceHasRoom) {
+  t_.UseGpu(16 * kMiB, 2);
+  gpu(0).set_capacity(4 * kMiB);
+  t_.Open();
+  for (uint64_t key = 0; key < 40; ++key) Put(Numbered(key), key, 1);
+  for (uint64_t key = 0; key < 40; ++key) EXPECT_EQ(t_.TierOf(Numbered(key)), "gpu") << key;
+  EXPECT_EQ(stats().demotions, 0u);
+}
+
+// Victims that are dropped make room at once.
+TEST_F(GpuTierTest, NoMoreIsDroppedThanIsNeeded) {
+  t_.tenant_options.quota_bytes = 8 * kMiB;  // DRAM takes none of these
+  t_.UseGpu(64 * kMiB);
+  t_.Open();
+  constexpr uint64_t kLarge = 10'000'000;
+  for (uint64_t key = 0; key < 7; ++key) Put(Numbered(key), key, 1, kLarge);
+  const auto places = Places(7);
+  EXPECT_EQ(places.at("gpu"), 6);
+  EXPECT_EQ(places.at(""), 1);
+  EXPECT_EQ(t_.TierOf(Numbered(6)), "gpu");
+}
+
+TEST_F(GpuTierTest, RegionsAreSizedByTheDevicesMemory) {
+  t_.UseGpu(256 * kMiB);
+  t_.Open();
+  Put("key", 7, 1);
+  EXPECT_EQ(t_.tenant->gpu_budget(0).region_bytes(), 16 * kMiB);
+}
+
+TEST_F(GpuTierTest, AValueThatNoRegionCouldHoldEvictsNothing) {
+  t_.UseGpu(16 * kMiB);
+  t_.Open();
+  for (uint64_t key = 0; key < 72; ++key) Put(Numbered(key), key, 1);
+  ASSERT_EQ(Places(72)["gpu"], 72);
+  ASSERT_EQ(t_.tenant->gpu_budget(0).region_bytes(), 16 * kMiB);
+  for (int i = 0; i < 20; ++i) {
+    const auto handle = t_.tenant->ReserveInArena(TieredTenant::kGpuWriter, 2'500'000, UnixNowMs(),
+                                                  Tier::kGpu);
+    ASSERT_TRUE(handle);
+    EXPECT_EQ(handle->extent().region->tier(), Tier::kDram);
+  }
+  t_.Settle();
+  EXPECT_EQ(Places(72)["gpu"], 72);
+}
+
+// Its watermarks are of what there is.
+TEST_F(GpuTierTest, ADeviceThatGivesLessIsSmaller) {
+  t_.UseGpu(32 * kMiB);
+  gpu().set_capacity(8 * kMiB);
+  t_.Open();
+  PutAll(0, 60);
+  EXPECT_EQ(t_.tenant->gpu_capacity(0), 8 * kMiB);
+  EXPECT_LE(gpu_bytes(), 8 * kMiB * 95 / 100);
+  EXPECT_GT(stats().demotions, 10u);
+  // Until it gives more.
+  gpu().set_capacity(1 << 30);
+  EXPECT_TRUE(Eventually([&] {
+    t_.KeepUp();
+    return t_.tenant->gpu_capacity(0) == 32 * kMiB;
+  }));
+}
+
+// Who wants host memory does not wait for a driver.
+TEST_F(GpuTierTest, DramGrowsWhileADeviceDoes) {
+  t_.UseGpu(16 * kMiB);
+  t_.Open();
+  gpu().HoldAllocations(true);
+  std::thread upkeep([&] { t_.tenant->Maintain(UnixNowMs()); });
+  EXPECT_TRUE(Eventually([&] { return gpu().allocations() > 0; }));
+  std::atomic<bool> done{false};
+  std::thread writer([&] {
+    for (uint64_t key = 0; key < 60; ++key) t_.Set(Numbered(key), key, 1);
+    EXPECT_TRUE(t_.tenant->pool().CouldHold(kLength));
+    done = true;
+  });
+  EXPECT_TRUE(Eventually([&] { return done.load(); }));
+  gpu().HoldAllocations(false);
+  upkeep.join();
+  writer.join();
+}
+
+TEST_F(GpuTierTest, ItIsQuietWhenNothingChangesOnDevicesEither) {
+  t_.UseGpu(16 * kMiB);
+  t_.Open();
+  EXPECT_TRUE(Eventually([&] {
+    Rest();
+    return t_.tenant->Quiet();
+  }));
+  Put("key", 1, 1);
+  EXPECT_FALSE(t_.tenant->Quiet());
+  EXPECT_TRUE(t_.tenant->Quiet());
+  gpu().Stop(true);
+  t_.Set("other", 2, 1);
+  EXPECT_FALSE(t_.tenant->Quiet());
+  t_.tenant->gpu()->Promote(t_.Hold("other"), kAllDevices);
+  EXPECT_TRUE(Eventually([&] { return gpu().copies() == 2; }));
+  t_.tenant->Quiet();
+  EXPECT_FALSE(t_.tenant->Quiet()) << "a move is under way";
+  gpu().Stop(false);
+  Rest();
+}
+
+TEST_F(GpuTierTest, LeasesGetShorterWhereADeviceIsFull) {
+  t_.UseGpu(16 * kMiB);
+  t_.Open();
+  using Pressure = Tenant::Pressure;
+  Put("key", 1, 1);
+  t_.Set("dram", 1, 1);
+  EXPECT_EQ(t_.tenant->LeasePressure(*t_.Hold("key")), Pressure::kNone);
+  // DRAM's pressure is none of a device's.
+  std::vector<WriteHandle> taken;
+  for (int i = 0; i < 100; ++i) {
+    auto handle = t_.tenant->Reserve(kLength, UnixNowMs());
+    ASSERT_TRUE(handle);
+    taken.push_back(std::move(*handle));
+  }
+  EXPECT_NE(t_.tenant->LeasePressure(), Pressure::kNone);
+  EXPECT_EQ(t_.tenant->LeasePressure(*t_.Hold("key")), Pressure::kNone);
+  taken.clear();
+  for (uint64_t key = 0; key < 79; ++key) Put(Numbered(key), key, 1);
+  EXPECT_EQ(t_.tenant->LeasePressure(*t_.Hold("key")), Pressure::kShortLeases);
+  EXPECT_EQ(t_.tenant->LeasePressure(*t_.Hold("dram")), Pressure::kNone);
+}
+
+TEST_F(GpuTierTest, WhereCopiesFailNothingIsMovedForAWhile) {
+  t_.UseGpu(16 * kMiB);
+  t_.Open();
+  PutAll(0, 30);
+  gpu().FailNext(1'000'000);
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_TRUE(Eventually([&] {
+    t_.tenant->gpu()->Demote(t_.Hold(Numbered(5)));
+    t_.Settle();
+    return stats().failed == 5;
+  }));
+  constexpr std::chrono::milliseconds kPauses{50 + 100 + 200 + 400};
+  EXPECT_GE(std::chrono::steady_clock::now() - start, kPauses);
+  EXPECT_EQ(Places(30)["gpu"], 30);
+  t_.Set("key", 7, 1);
+  EXPECT_TRUE(Eventually([&] {
+    Promote("key");
+    return stats().failed == 6;
+  }));
+  EXPECT_EQ(t_.TierOf("key"), "dram");
+  // When they work again, they are used again.
+  gpu().FailNext(0);
+  EXPECT_TRUE(Eventually([&] {
+    Promote("key");
+    return t_.TierOf("key") == "gpu";
+  }));
+}
+
 TEST_F(GpuTierTest, LargerPiecesThanAskedForAreCounted) {
   t_.gpus.push_back(std::make_unique<FakeDevice>(0, 32 * kMiB));
   t_.tenant_options.gpu.devices = {t_.gpus[0].get()};
@@ -353,12 +515,12 @@ TEST_F(GpuTierTest, AFailedCopyLosesNothing) {
   gpu().FailNext(1);
   EXPECT_FALSE(t_.Fetch(t_.Hold("key")));
   EXPECT_EQ(t_.Get("key", 5).version, 1u);
-  gpu().FailNext(5);
-  for (uint64_t key = 0; key < 100; ++key) {
-    t_.Set(Numbered(key), key, 1);
-    Promote(Numbered(key));
-  }
-  EXPECT_GT(stats().failed, 5u);
+  gpu().FailNext(4);
+  for (uint64_t key = 0; key < 100; ++key) t_.Set(Numbered(key), key, 1);
+  EXPECT_TRUE(Eventually([&] {
+    for (uint64_t key = 0; key < 100; ++key) Promote(Numbered(key));
+    return stats().failed == 5 && stats().promotions > 0;
+  }));
   for (uint64_t key = 0; key < 100; ++key) EXPECT_EQ(t_.Get(Numbered(key), key).version, 1u);
   EXPECT_EQ(stats().lost, 0u);
   ExpectExactCounts(t_.tenant->keyspace(), UnixNowMs());
@@ -467,6 +629,23 @@ TEST_F(GpuTierTest, AnEndLeavesNobodyWaiting) {
   t_.tenant->CloseMoves();
   release.join();
   EXPECT_EQ(answers, 6);
+}
+
+TEST_F(GpuTierTest, AnEndDuringAMove) {
+  t_.UseGpu(16 * kMiB);
+  t_.Open();
+  t_.Set("key", 1, 1, 3'000'000);  // longer than usual regions: it would evict for that
+  gpu().HoldAllocations(true);
+  t_.tenant->gpu()->Promote(t_.Hold("key"), kAllDevices);
+  EXPECT_TRUE(Eventually([&] { return gpu().allocations() > 0; }));
+  std::thread release([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    gpu().set_capacity(0);
+    gpu().HoldAllocations(false);
+  });
+  t_.tenant->CloseMoves();
+  release.join();
+  EXPECT_EQ(t_.TierOf("key"), "dram");
 }
 
 TEST_F(GpuTierTest, FlushingFreesIt) {
