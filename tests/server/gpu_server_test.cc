@@ -468,10 +468,12 @@ TEST_P(GpuServerTest, ALostDeviceCostsItsKeysNotTheServer) {
   EXPECT_EQ(session.Put("new", Stamped(4)), Uuid(1));
   // The client is told to unmap it.
   session.Run({"KV.RELEASE", "4", "1", "2", "3", "4"});
-  auto gone = protocol::ReceiveAttachMessage(session.attach_fd());
-  ASSERT_TRUE(gone);
-  EXPECT_EQ(gone->message.type, AttachMessage::kGone);
-  EXPECT_EQ(gone->message.region, region);
+  for (;;) {
+    auto gone = protocol::ReceiveAttachMessage(session.attach_fd());
+    ASSERT_TRUE(gone);
+    EXPECT_EQ(gone->message.type, AttachMessage::kGone);
+    if (gone->message.region == region) break;  // the device may have had others
+  }
 }
 
 TEST_P(GpuServerTest, EvictionGoesThroughDramToTheSsdAndAStopSavesAll) {
