@@ -61,7 +61,6 @@ Pending TakePending(Context& c, size_t index) {
   return pending;
 }
 
-
 void PublishPending(Context& c, Pending& pending) {
   if (!pending.error.empty()) return c.Error(pending.error);
   Session::Reservation& reservation = pending.reservation;

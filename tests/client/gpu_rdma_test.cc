@@ -47,10 +47,10 @@ TEST_F(GpuOverRdma, IsReadAndWritten) {
     SCOPED_TRACE(bytes);
     const Transport expected = bytes < 65536 ? Transport::kTcp : Transport::kRdma;
     const auto from = Stamped(bytes, 1), into = Room(bytes + 8);
-    const KeyResult put = Put(*client, "k", from->data(), bytes);
+    const KeyResult put = PutOne(*client, "k", from->data(), bytes);
     ASSERT_TRUE(put.ok()) << put.message;
     EXPECT_EQ(put.transport, expected);
-    const KeyResult got = Get(*client, "k", into->data(), bytes + 8);
+    const KeyResult got = GetOne(*client, "k", into->data(), bytes + 8);
     ASSERT_TRUE(got.ok()) << got.message;
     EXPECT_EQ(got.transport, expected);
     EXPECT_EQ(CheckStamped(into->data(), bytes, 1), "");
@@ -72,7 +72,7 @@ TEST_F(GpuOverRdma, QueuePairsThatBreak) {
     names.push_back(std::to_string(names.size()));
     std::vector<char> value(bytes);
     FillStamped(value.data(), bytes, {names.size(), 1});
-    const KeyResult put = Put(*other, names.back(), value.data(), bytes);
+    const KeyResult put = PutOne(*other, names.back(), value.data(), bytes);
     ASSERT_TRUE(put.ok()) << put.message;
     blocks.push_back(Room(bytes));
     into.push_back({blocks.back()->data(), bytes});

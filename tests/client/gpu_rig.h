@@ -14,6 +14,7 @@
 #include "client/gpu_devices.h"
 #include "client/moonpool/client.h"
 #include "tests/client/live_server.h"
+#include "tests/client/one_value.h"
 #include "tests/client/stamped_block.h"
 #include "tests/gpu/device_under_test.h"
 
@@ -61,15 +62,6 @@ class GpuClientTest : public gpu::DeviceTest {
       return testing::AssertionFailure() << "bytes behind the value were written";
     }
     return testing::AssertionSuccess();
-  }
-
-  static KeyResult PutOne(Client& to, std::string_view key, const void* data, size_t bytes) {
-    const ConstBuffer buffer{data, bytes};
-    return to.BatchPutFrom(std::span(&key, 1), std::span(&buffer, 1))[0];
-  }
-  static KeyResult GetOne(Client& from, std::string_view key, void* data, size_t bytes) {
-    const Buffer buffer{data, bytes};
-    return from.BatchGetInto(std::span(&key, 1), std::span(&buffer, 1))[0];
   }
 
   std::unique_ptr<LiveServer> server;

@@ -12,6 +12,7 @@
 
 #include "rdma/ibverbs.h"
 #include "tests/client/live_server.h"
+#include "tests/client/one_value.h"
 #include "tests/rdma/fake_verbs.h"
 
 namespace moonpool::client {
@@ -37,15 +38,6 @@ class RdmaTransportTest : public testing::Test {
   std::unique_ptr<Client> Connect(const std::string& options = "") {
     return server_->Connect("transport=rdma" + (options.empty() ? "" : "&" + options));
   }
-  static KeyResult Put(Client& client, std::string_view key, const void* data, size_t bytes) {
-    const ConstBuffer buffer{data, bytes};
-    return client.BatchPutFrom(std::span(&key, 1), std::span(&buffer, 1))[0];
-  }
-  static KeyResult Get(Client& client, std::string_view key, void* data, size_t bytes) {
-    const Buffer buffer{data, bytes};
-    return client.BatchGetInto(std::span(&key, 1), std::span(&buffer, 1))[0];
-  }
-
   rdma::test::FakeFabric fabric_{rdma::test::FakeFabric::Moves::kByThread};
   std::unique_ptr<LiveServer> server_;
 };

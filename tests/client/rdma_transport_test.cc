@@ -28,17 +28,17 @@ TEST_F(RdmaTransportTest, RegisteredMemoryIsReadFromAndInto) {
     SCOPED_TRACE(bytes);
     const Transport expected = bytes < 65536 ? Transport::kTcp : Transport::kRdma;
     FillStamped(from.data(), bytes, {1, bytes});
-    const KeyResult put = Put(*client, "k", from.data(), bytes);
+    const KeyResult put = PutOne(*client, "k", from.data(), bytes);
     ASSERT_TRUE(put.ok()) << put.message;
     EXPECT_EQ(put.transport, expected);
-    const KeyResult got = Get(*client, "k", into.data(), into.size());
+    const KeyResult got = GetOne(*client, "k", into.data(), into.size());
     ASSERT_TRUE(got.ok()) << got.message;
     EXPECT_EQ(got.transport, expected);
     EXPECT_EQ(got.bytes, bytes);
     EXPECT_EQ(CheckStamped(into.data(), bytes, 1), "");
   }
-  EXPECT_EQ(Get(*client, "k", into.data(), 100).code, Code::kBufferTooSmall);
-  EXPECT_EQ(Get(*client, "nothing", into.data(), 100).code, Code::kMiss);
+  EXPECT_EQ(GetOne(*client, "k", into.data(), 100).code, Code::kBufferTooSmall);
+  EXPECT_EQ(GetOne(*client, "nothing", into.data(), 100).code, Code::kMiss);
   const Stats stats = client->stats();
   EXPECT_EQ(stats.rdma.values_written, 2u);
   EXPECT_EQ(stats.rdma.values_read, 2u);
@@ -48,7 +48,7 @@ TEST_F(RdmaTransportTest, RegisteredMemoryIsReadFromAndInto) {
   // What is no more registered is no more pinned, and still moves.
   ASSERT_TRUE(client->UnregisterBuffer(from.data()).ok());
   EXPECT_EQ(client->stats().rdma_registered_bytes, into.size());
-  EXPECT_EQ(Put(*client, "k", from.data(), from.size()).transport, Transport::kRdma);
+  EXPECT_EQ(PutOne(*client, "k", from.data(), from.size()).transport, Transport::kRdma);
   EXPECT_EQ(client->stats().rdma_staged_values, 1u);
 }
 
@@ -60,10 +60,10 @@ TEST_F(RdmaTransportTest, WhereTheChoiceIsOpenTcpIsTriedToo) {
   std::vector<char> block(128 << 10);
   ASSERT_TRUE(client->RegisterBuffer(block.data(), block.size()).ok());
   FillStamped(block.data(), block.size(), {1, 1});
-  ASSERT_TRUE(Put(*client, "k", block.data(), block.size()).ok());
+  ASSERT_TRUE(PutOne(*client, "k", block.data(), block.size()).ok());
   EXPECT_EQ(client->stats().tcp_by_choice, 0u);
   EXPECT_TRUE(Eventually([&] {
-    const KeyResult got = Get(*client, "k", block.data(), block.size());
+    const KeyResult got = GetOne(*client, "k", block.data(), block.size());
     EXPECT_TRUE(got.ok()) << got.message;
     EXPECT_EQ(CheckStamped(block.data(), got.bytes, 1), "");
     if (client->stats().tcp_by_choice == 0) return false;
@@ -86,13 +86,13 @@ TEST_F(RdmaTransportTest, ChecksumsAreWrittenAndChecked) {
     return fields.substr(at, fields.find('\n', at) - at);
   };
   auto plain = Connect();
-  ASSERT_EQ(Put(*plain, "plain", block.data(), block.size()).transport, Transport::kRdma);
+  ASSERT_EQ(PutOne(*plain, "plain", block.data(), block.size()).transport, Transport::kRdma);
   EXPECT_EQ(crc_of(*plain, "plain"), "");
   auto careful = Connect("checksum=yes");
-  ASSERT_EQ(Put(*careful, "k", block.data(), block.size()).transport, Transport::kRdma);
+  ASSERT_EQ(PutOne(*careful, "k", block.data(), block.size()).transport, Transport::kRdma);
   EXPECT_EQ(crc_of(*careful, "k"), std::to_string(protocol::Crc32c(0, block.data(), block.size())));
-  EXPECT_TRUE(Get(*careful, "k", block.data(), block.size()).ok());
-  EXPECT_TRUE(Get(*careful, "plain", block.data(), block.size()).ok());
+  EXPECT_TRUE(GetOne(*careful, "k", block.data(), block.size()).ok());
+  EXPECT_TRUE(GetOne(*careful, "plain", block.data(), block.size()).ok());
 }
 
 TEST_F(RdmaTransportTest, StringsAndViewsPassThroughStagingMemory) {
@@ -125,10 +125,10 @@ TEST_F(RdmaTransportTest, NicsThatFailAndComeBack) {
   std::vector<char> block(8 << 20);
   ASSERT_TRUE(client->RegisterBuffer(block.data(), block.size()).ok());
   FillStamped(block.data(), block.size(), {1, 1});
-  ASSERT_TRUE(Put(*client, "k", block.data(), block.size()).ok());
+  ASSERT_TRUE(PutOne(*client, "k", block.data(), block.size()).ok());
   const auto get = [&] {
     std::memset(block.data(), 0, block.size());
-    const KeyResult got = Get(*client, "k", block.data(), block.size());
+    const KeyResult got = GetOne(*client, "k", block.data(), block.size());
     EXPECT_TRUE(got.ok()) << got.message;
     EXPECT_EQ(CheckStamped(block.data(), got.bytes, 1), "");
     return got.transport;
@@ -141,7 +141,7 @@ TEST_F(RdmaTransportTest, NicsThatFailAndComeBack) {
   EXPECT_EQ(get(), Transport::kTcp);
   EXPECT_EQ(client->transport(), Transport::kTcp);
   EXPECT_GT(client->stats().fallbacks, 0u);
-  EXPECT_EQ(Put(*client, "k", block.data(), block.size()).transport, Transport::kTcp);
+  EXPECT_EQ(PutOne(*client, "k", block.data(), block.size()).transport, Transport::kTcp);
   fabric_.SetPort("c0", true);
   EXPECT_TRUE(Eventually([&] { return get() == Transport::kRdma; }));
 }
@@ -154,13 +154,13 @@ TEST_F(RdmaTransportTest, AnotherServerOnThePort) {
   FillStamped(block.data(), block.size(), {1, 1});
   for (int life = 0; life < 3; ++life) {
     SCOPED_TRACE(life);
-    EXPECT_EQ(Get(*client, "k", block.data(), block.size()).code, Code::kMiss);
+    EXPECT_EQ(GetOne(*client, "k", block.data(), block.size()).code, Code::kMiss);
     // Sessions have the numbers of before, and regions too.
-    EXPECT_EQ(Put(*client, "k", block.data(), block.size()).transport, Transport::kRdma);
-    EXPECT_EQ(Get(*client, "k", block.data(), block.size()).transport, Transport::kRdma);
+    EXPECT_EQ(PutOne(*client, "k", block.data(), block.size()).transport, Transport::kRdma);
+    EXPECT_EQ(GetOne(*client, "k", block.data(), block.size()).transport, Transport::kRdma);
     const int port = server_->port();
     server_ = nullptr;
-    EXPECT_EQ(Get(*client, "k", block.data(), block.size()).code, Code::kUnavailable);
+    EXPECT_EQ(GetOne(*client, "k", block.data(), block.size()).code, Code::kUnavailable);
     StartServer({}, port);
   }
 }
@@ -174,9 +174,9 @@ TEST_F(RdmaTransportTest, FewQueuePairsAndRegistrations) {
     for (uint64_t version = 1; version <= 20; ++version) {
       FillStamped(block.data(), block.size(), {key, version});
       const std::string name = std::to_string(key);
-      EXPECT_TRUE(Put(*client, name, block.data(), block.size()).ok());
+      EXPECT_TRUE(PutOne(*client, name, block.data(), block.size()).ok());
       std::memset(block.data(), 0, block.size());
-      EXPECT_TRUE(Get(*client, name, block.data(), block.size()).ok());
+      EXPECT_TRUE(GetOne(*client, name, block.data(), block.size()).ok());
       EXPECT_EQ(CheckStamped(block.data(), block.size(), key), "");
     }
     EXPECT_TRUE(client->UnregisterBuffer(block.data()).ok());
@@ -232,7 +232,7 @@ TEST_F(RdmaTransportTest, NoWrongBytesUnderEviction) {
       const size_t key = first + random() % (kKeys / 2) * 2;
       const size_t bytes = 66'000 + random() % 90'000 * 8;
       FillStamped(block.data(), bytes, {key, version});
-      const KeyResult put = Put(*client, std::to_string(key), block.data(), bytes);
+      const KeyResult put = PutOne(*client, std::to_string(key), block.data(), bytes);
       if (put.ok()) {
         acknowledged[key] = version;
       } else {

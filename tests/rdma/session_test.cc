@@ -39,6 +39,21 @@ class SessionTest : public testing::Test {
       : rig_(2, std::move(options), protocol), tenant_(*rig_.server_nics) {
     tenant_.Show(kRegion);
   }
+  // In the server's memory, for the client's session 1.
+  Outcome Move(BufferTransfer what) {
+    what.session = 1;
+    what.region = kRegion;
+    std::optional<Outcome> outcome;
+    rig_.service->Move({what}, [&](auto outcomes, const std::string& why) {
+      std::lock_guard lock(rig_.mu);
+      outcome = outcomes[0];
+      rig_.error = why;
+      rig_.changed.notify_all();
+    });
+    EXPECT_TRUE(rig_.WaitFor([&] { return outcome.has_value(); }));
+    return outcome.value_or(Outcome::kPending);
+  }
+
   SessionRig rig_;
   FakeTenant tenant_;
   std::vector<char> to_;
@@ -305,15 +320,7 @@ TEST_F(IwarpSessionTest, WhatTheServerReadsTakesACopy) {
   ASSERT_TRUE(client->Announce(2, *keys, kRemoteRead | kRemoteWrite));
   test::FillKnown(buffer.data(), buffer.size(), 8);
   for (const auto direction : {Transfer::Direction::kRead, Transfer::Direction::kWrite}) {
-    std::optional<Outcome> outcome;
-    rig_.service->Move({{1, 2, 0, kRegion, tenant_.region.data(), buffer.size(), direction}},
-                       [&](auto found, const std::string&) {
-                         std::lock_guard lock(rig_.mu);
-                         outcome = found[0];
-                         rig_.changed.notify_all();
-                       });
-    ASSERT_TRUE(rig_.WaitFor([&] { return outcome.has_value(); }));
-    EXPECT_EQ(*outcome, Outcome::kDone);
+    EXPECT_EQ(Move({0, 2, 0, 0, tenant_.region.data(), buffer.size(), direction}), Outcome::kDone);
     EXPECT_EQ(test::FirstWrong(tenant_.region.data(), buffer.size(), 8), std::nullopt);
     EXPECT_EQ(test::FirstWrong(buffer.data(), buffer.size(), 8), std::nullopt);
     std::fill(buffer.begin(), buffer.end(), 0);
@@ -328,16 +335,8 @@ TEST_F(IwarpSessionTest, WhatTheServerWritesHasArrivedWhenItSaysSo) {
   auto client = rig_.Client(1, tenant_);
   ASSERT_TRUE(client->Open());
   ASSERT_TRUE(client->Announce(2, *keys, kRemoteRead));
-  std::optional<Outcome> outcome;
-  rig_.service->Move(
-      {{1, 2, 0, kRegion, tenant_.region.data(), 4096, Transfer::Direction::kWrite}},
-      [&](auto found, const std::string&) {
-        std::lock_guard lock(rig_.mu);
-        outcome = found[0];
-        rig_.changed.notify_all();
-      });
-  ASSERT_TRUE(rig_.WaitFor([&] { return outcome.has_value(); }));
-  EXPECT_EQ(*outcome, Outcome::kUnreachable);
+  EXPECT_EQ(Move({0, 2, 0, 0, tenant_.region.data(), 4096, Transfer::Direction::kWrite}),
+            Outcome::kUnreachable);
   EXPECT_EQ(buffer[0], 0x44);
 }
 
@@ -350,19 +349,6 @@ class ServerMoves : public SessionTest {
     EXPECT_TRUE(client_->Open());
     keys_ = *Registration::Create(*rig_.domains, buffer_.data(), buffer_.size(),
                                   kLocalWrite | kRemoteRead | kRemoteWrite);
-  }
-  Outcome Move(BufferTransfer what) {
-    what.session = 1;
-    what.region = kRegion;
-    std::optional<Outcome> outcome;
-    rig_.service->Move({what}, [&](auto outcomes, const std::string& why) {
-      std::lock_guard lock(rig_.mu);
-      outcome = outcomes[0];
-      rig_.error = why;
-      rig_.changed.notify_all();
-    });
-    EXPECT_TRUE(rig_.WaitFor([&] { return outcome.has_value(); }));
-    return outcome.value_or(Outcome::kPending);
   }
   std::vector<char> buffer_;
   std::unique_ptr<Endpoint> client_;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "client/moonpool/client.h"
+#include "tests/client/one_value.h"
 #include "tools/bench/process.h"
 #include "tools/bench/redis_connection.h"
 #include "tools/bench/test_server.h"
@@ -115,16 +116,6 @@ inline bool AreBytes(const char* from, size_t bytes, uint64_t seed) {
   std::vector<char> wanted(bytes);
   FillBytes(wanted.data(), bytes, seed);
   return std::equal(wanted.begin(), wanted.end(), from);
-}
-
-inline KeyResult PutOne(Client& client, std::string_view key, const void* data, size_t bytes,
-                        const PutOptions& options = {}) {
-  const ConstBuffer buffer{data, bytes};
-  return client.BatchPutFrom(std::span(&key, 1), std::span(&buffer, 1), options)[0];
-}
-inline KeyResult GetOne(Client& client, std::string_view key, void* data, size_t bytes) {
-  const Buffer buffer{data, bytes};
-  return client.BatchGetInto(std::span(&key, 1), std::span(&buffer, 1))[0];
 }
 
 }  // namespace moonpool::client::test
