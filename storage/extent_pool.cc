@@ -342,7 +342,7 @@ std::vector<RegionInfo> ExtentPool::Regions() const {
     info.tier = region->region->tier();
     info.session = region->session;
     info.draining = region->draining;
-    info.exported = region->exported;
+    info.exported = region->exported && !region->exporting;
     info.huge_pages = region->region->huge_pages();
     if (region->region->device() != nullptr) info.device = region->region->device()->name();
     info.bytes = region->region->bytes();

@@ -68,7 +68,7 @@ struct RegionInfo {
   protocol::Tier tier = protocol::Tier::kDram;
   SessionId session = kNoSession;  // an arena's writer, while its session lives
   bool draining = false;
-  bool exported = false;
+  bool exported = false;  // and not yet withdrawn
   bool huge_pages = false;
   std::string device;  // its name, of a region that is on one
   uint64_t bytes = 0;
@@ -187,6 +187,7 @@ class ExtentPool {
     bool populating = true;
     bool export_tried = false;
     bool exported = false;   // being exported, exported, or being withdrawn: it cannot be given up
+    bool exporting = false;
     uint64_t populated = 0;  // bytes faulted in ahead, from the start
     uint64_t extents = 0;
     std::chrono::steady_clock::time_point progress;  // of its draining

@@ -93,14 +93,16 @@ bool ExtentPool::ExportOne() {
       region = candidate->region;
       candidate->export_tried = true;
       candidate->exported = true;  // from here on nobody else gives it up
+      candidate->exporting = true;
       break;
     }
   }
   if (region == nullptr) return false;
-  if (!exporter_->Export(region)) {
-    MutexLock lock(mu_);
-    regions_.at(region->id())->exported = false;
-  }
+  const bool exported = exporter_->Export(region).has_value();
+  MutexLock lock(mu_);
+  PoolRegion& tried = *regions_.at(region->id());
+  tried.exported = exported;
+  tried.exporting = false;
   return true;
 }
 

@@ -78,6 +78,7 @@ TEST_F(GpuOverRdma, QueuePairsThatBreak) {
     into.push_back({blocks.back()->data(), bytes});
   }
   for (const std::string& name : names) keys.push_back(name);
+  AwaitRegistered();
   for (const bool broken : {false, true}) {
     SCOPED_TRACE(broken);
     for (const char* nic : {"c0", "c1"}) fabric_.RefusePosts(nic, broken ? UINT32_MAX : 0);

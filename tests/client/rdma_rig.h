@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <span>
 #include <string>
@@ -34,6 +35,17 @@ class RdmaTransportTest : public testing::Test {
     server_ = std::make_unique<LiveServer>(settings, port);
     rdma::ReplaceVerbs(
         [this]() -> Result<std::unique_ptr<rdma::Verbs>> { return fabric_.Host("client"); });
+    AwaitRegistered();
+  }
+  // Until then what is in new regions goes over tcp.
+  void AwaitRegistered() {
+    EXPECT_TRUE(Eventually([this] {
+      const auto regions = server_->tenant().pool().Regions();
+      return !regions.empty() &&
+             std::all_of(regions.begin(), regions.end(), [](const storage::RegionInfo& region) {
+               return region.exported || region.draining;
+             });
+    }));
   }
   std::unique_ptr<Client> Connect(const std::string& options = "") {
     return server_->Connect("transport=rdma" + (options.empty() ? "" : "&" + options));
