@@ -33,7 +33,10 @@ Result<WriteHandle> Tenant::ReserveAndWait(uint64_t length, int64_t wait_ms, boo
     auto handle =
         ReserveWith(kNoSession, length, UnixMs(), evicts ? Taker::kWrite : Taker::kLoad);
     const int64_t now_ms = UnixMs();
-    if (handle || now_ms >= until_ms || handle.error().code != ErrorCode::kBusy) return handle;
+    if (handle || now_ms >= until_ms) return handle;
+    // What is not evictable may be held by readers whose leases end, and by others that come up.
+    const bool held = budget_.unlinked_bytes() > 0 && pool_->CouldHold(length);
+    if (handle.error().code != ErrorCode::kBusy && !held) return handle;
     const auto woken = std::make_shared<std::promise<void>>();
     memory_queue_.Wait(length, until_ms, again, [woken] { woken->set_value(); });
     woken->get_future().wait_for(std::chrono::milliseconds(until_ms - now_ms));

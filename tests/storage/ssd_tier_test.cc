@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <future>
 #include <string>
 #include <vector>
 
@@ -139,6 +140,23 @@ TEST(SsdTierTest, WhoWaitsComesFirstAndInOrder) {
   t.Settle();
   MutexLock lock(mu);
   EXPECT_EQ(order, "adeccb");
+}
+
+// By readers and writers: it comes back without anything being evicted.
+TEST(SsdTierTest, MemoryThatIsHeldIsWaitedFor) {
+  TieredTenant t;
+  t.tenant_options.quota_bytes = 16 * kMiB;
+  t.Open();
+  t.Set("k", 1, 1);
+  t.MoveDown("k");
+  t.Settle();
+  std::vector<WriteHandle> held;
+  while (auto handle = t.tenant->Reserve(kLength, UnixNowMs())) held.push_back(std::move(*handle));
+  ASSERT_GT(held.size(), 10u);
+  auto found = std::async(std::launch::async, [&] { return t.Get("k", 1); });
+  EXPECT_TRUE(Eventually([&] { return t.tenant->memory_queue().size() > 0; }));
+  held.clear();
+  EXPECT_EQ(found.get().version, 1u);
 }
 
 TEST(SsdTierTest, ChunksAreReadSideBySide) {
