@@ -42,8 +42,7 @@ inline EndpointOptions Patient() {
   EndpointOptions options;
   options.connect_timeout_ms = kPatienceMs;
   options.answer_ms = kPatienceMs;
-  options.engine.stall_ms = kPatienceMs;
-  options.engine.lone_stall_ms = kPatienceMs;
+  options.engine.stall_ms = 2000;
   return options;
 }
 
@@ -63,7 +62,7 @@ class SessionRig {
     client_nics = *NicSet::Open(fabric.Host("client"), {});
     domains = *Domains::Create(client_nics->devices());
     options.epoch = kEpoch;
-    options.engine.stall_ms = options.engine.lone_stall_ms = kPatienceMs;
+    options.engine.stall_ms = 2000;
     options.on_lanes = [this](uint64_t session, size_t lanes) {
       if (lanes > 0) return;
       std::lock_guard lock(mu);
