@@ -102,7 +102,7 @@ class RawSession {
     want.type = AttachMessage::kWant;
     want.region = region;
     EXPECT_TRUE(protocol::SendAttachMessage(fd_.get(), want));
-    auto answer = ReceiveAnswer();
+    auto answer = ReceiveAnswer(region);
     if (!answer || answer->message.type != AttachMessage::kRegion) return {};
     return {std::move(answer->fd), answer->message.bytes, answer->message.writable != 0,
             answer->message};
@@ -112,7 +112,7 @@ class RawSession {
     mapped.type = AttachMessage::kMapped;
     mapped.region = region;
     EXPECT_TRUE(protocol::SendAttachMessage(fd_.get(), mapped));
-    auto answer = ReceiveAnswer();
+    auto answer = ReceiveAnswer(region);
     return answer && answer->message.type == AttachMessage::kSealed;
   }
   // Waits until the server says that the region goes; it may have said so already.
@@ -156,11 +156,14 @@ class RawSession {
   RespStream& stream() { return stream_; }
 
  private:
-  // Regions may go at any time.
-  Result<protocol::ReceivedAttachMessage> ReceiveAnswer() {
+  // About this region; others may go at any time.
+  Result<protocol::ReceivedAttachMessage> ReceiveAnswer(uint32_t region) {
     for (;;) {
       auto received = protocol::ReceiveAttachMessage(fd_.get());
-      if (!received || received->message.type != AttachMessage::kGone) return received;
+      if (!received || received->message.type != AttachMessage::kGone ||
+          received->message.region == region) {
+        return received;
+      }
       gone_.push_back(received->message.region);
     }
   }
