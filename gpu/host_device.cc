@@ -340,6 +340,7 @@ class HostDouble : public HostDevice {
   }
   void Pause(uint64_t after) override { world_->streams.Pause(index_, after); }
   void Resume() override { world_->streams.Resume(index_); }
+  bool still() const override { return world_->streams.still(index_); }
   void LoseAfter(uint64_t steps) override { world_->streams.LoseAfter(index_, steps); }
   void FailCallAfter(uint64_t calls) override { fail_call_ = static_cast<int64_t>(calls); }
 

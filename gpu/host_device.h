@@ -44,6 +44,8 @@ class HostDevice : public Device {
   // Nothing in a stream of this device is done until Resume(); `after` more steps still are.
   virtual void Pause(uint64_t after = 0) = 0;
   virtual void Resume() = 0;
+  // No stream of this device goes on by itself: all is done, or Pause() holds it.
+  virtual bool still() const = 0;
   // After so many more steps in streams the device falls off the bus: everything fails.
   virtual void LoseAfter(uint64_t steps) = 0;
   // The next call that allocates or puts work into a stream, after so many more, fails.

@@ -1,5 +1,6 @@
 #include "gpu/host_streams.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace moonpool::gpu {
@@ -73,6 +74,14 @@ void HostStreams::Resume(int device) {
   changed_.NotifyAll();
 }
 
+bool HostStreams::still(int device) const {
+  MutexLock lock(mu_);
+  return std::none_of(queues_.begin(), queues_.end(), [&](const auto& entry) {
+    const Queue& queue = *entry.first;
+    return queue.device == device && (queue.busy || CanGoOn(queue));
+  });
+}
+
 void HostStreams::LoseAfter(int device, uint64_t steps) {
   MutexLock lock(mu_);
   devices_[device].steps_until_lost = steps;
@@ -86,13 +95,14 @@ bool HostStreams::lost(int device) const {
   return found != devices_.end() && found->second.lost;
 }
 
-bool HostStreams::CanGoOn(const Queue& queue) {
+bool HostStreams::CanGoOn(const Queue& queue) const {
   if (queue.items.empty() || queue.busy) return false;
-  const DeviceState& device = devices_[queue.device];
-  if (device.lost) return true;  // only to fail
+  const auto found = devices_.find(queue.device);
+  const DeviceState* const device = found == devices_.end() ? nullptr : &found->second;
+  if (device != nullptr && device->lost) return true;  // only to fail
   const Item& head = queue.items.front();
   if (head.wait != nullptr) return head.wait->reached;
-  return head.mark != nullptr || device.steps_until_pause != 0;
+  return head.mark != nullptr || device == nullptr || device->steps_until_pause != 0;
 }
 
 void HostStreams::Run() {

@@ -47,6 +47,8 @@ class HostStreams {
 
   void Pause(int device, uint64_t after);
   void Resume(int device);
+  // Nothing in a stream of the device can go on.
+  bool still(int device) const;
   void LoseAfter(int device, uint64_t steps);
   bool lost(int device) const;
 
@@ -69,7 +71,7 @@ class HostStreams {
   };
 
   void Run();
-  bool CanGoOn(const Queue& queue) REQUIRES(mu_);
+  bool CanGoOn(const Queue& queue) const REQUIRES(mu_);
   void Add(void* stream, Item item);
 
   mutable Mutex mu_;

@@ -16,8 +16,6 @@ constexpr int64_t kTickMs = 10;
 constexpr uint32_t kLookEvery = 16;
 // For the other lanes, once one is open.
 constexpr int64_t kGraceMs = 100;
-// The other side's answer to a message.
-constexpr int64_t kAnswerMs = 2000;
 
 int DefaultSpins() {
   // With one processor whoever is waited for cannot run meanwhile.
@@ -273,7 +271,7 @@ void Endpoint::HandleMessage(Lane* lane, const Message& message) {
 }
 
 bool Endpoint::SendPatiently(Lane* lane, const Message& message) {
-  const int64_t end_ms = NowMs() + kAnswerMs;
+  const int64_t end_ms = NowMs() + options_.answer_ms;
   while (!lane->Send(message)) {
     if (!lane->open() || NowMs() >= end_ms) return false;
     Wait(kTickMs);
@@ -322,7 +320,7 @@ Status Endpoint::Announce(uint32_t buffer, const Registration& registration, uin
 
 // False when an open lane does not answer.
 bool Endpoint::AwaitAnswers(const Announced& announced) {
-  const int64_t end_ms = NowMs() + kAnswerMs;
+  const int64_t end_ms = NowMs() + options_.answer_ms;
   while (!announced.unanswered.empty() && has_lane() && NowMs() < end_ms) {
     if (!Step()) Wait(kTickMs);
   }

@@ -26,6 +26,7 @@ struct EndpointOptions {
   LaneLimits limits;
   EngineOptions engine;
   int connect_timeout_ms = 2000;
+  int64_t answer_ms = 2000;           // the server has so long for its answer to a message
   uint8_t retries = 6;                // of the NIC, see ConnectParameters
   uint8_t ack_timeout_exponent = 14;  // 67 ms; the engine's stall_ms is what usually ends a wait
   int64_t first_pause_ms = 50;

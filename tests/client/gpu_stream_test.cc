@@ -475,11 +475,9 @@ TEST_P(GpuStreamFailures, ALayerIsThereBeforeTheNext) {
     Put(block->data(), Poison(value.size()));
     Double().Pause(steps);
     GpuTransfer get = GetOnStream(*client, stream, keys, into);
+    EXPECT_TRUE(Eventually([&] { return Double().still(); }));
     bool first = false, second = false;
-    for (int look = 0; look < 100 && !first; ++look) {
-      ASSERT_TRUE(get.Reached(0, &first).ok());
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
+    ASSERT_TRUE(get.Reached(0, &first).ok());
     ASSERT_TRUE(get.Reached(1, &second).ok());
     if (first && !second) {
       seen = true;

@@ -299,9 +299,9 @@ TEST_P(GpuFailures, AValueThatChangesUnderTheCopyIsReadAgain) {
     const auto into = Room(old_value.size());
     Double().Pause();
     KeyResult result;
+    const uint64_t before = Double().counts().one + Double().counts().many;
     std::thread reader(
         [&] { result = GetOne(*client, "k", into->data(), old_value.size()); });
-    const uint64_t before = Double().counts().one + Double().counts().many;
     EXPECT_TRUE(Eventually(
         [&] { return Double().counts().one + Double().counts().many > before; }));
     EXPECT_TRUE(std::string(into->data(), old_value.size()) == Poison(old_value.size()))

@@ -102,7 +102,7 @@ class RawSession {
     want.type = AttachMessage::kWant;
     want.region = region;
     EXPECT_TRUE(protocol::SendAttachMessage(fd_.get(), want));
-    auto answer = protocol::ReceiveAttachMessage(fd_.get());
+    auto answer = ReceiveAnswer(region);
     if (!answer || answer->message.type != AttachMessage::kRegion) return {};
     return {std::move(answer->fd), answer->message.bytes, answer->message.writable != 0,
             answer->message};
@@ -112,8 +112,17 @@ class RawSession {
     mapped.type = AttachMessage::kMapped;
     mapped.region = region;
     EXPECT_TRUE(protocol::SendAttachMessage(fd_.get(), mapped));
-    auto answer = protocol::ReceiveAttachMessage(fd_.get());
+    auto answer = ReceiveAnswer(region);
     return answer && answer->message.type == AttachMessage::kSealed;
+  }
+  // Waits until the server says that the region goes; it may have said so already.
+  void AwaitGone(uint32_t region) {
+    while (std::find(gone_.begin(), gone_.end(), region) == gone_.end()) {
+      auto received = protocol::ReceiveAttachMessage(fd_.get());
+      ASSERT_TRUE(received);
+      ASSERT_EQ(received->message.type, AttachMessage::kGone);
+      gone_.push_back(received->message.region);
+    }
   }
 
   // KV.ALLOC of one key: token, region, offset.
@@ -147,6 +156,18 @@ class RawSession {
   RespStream& stream() { return stream_; }
 
  private:
+  // About this region; others may go at any time.
+  Result<protocol::ReceivedAttachMessage> ReceiveAnswer(uint32_t region) {
+    for (;;) {
+      auto received = protocol::ReceiveAttachMessage(fd_.get());
+      if (!received || received->message.type != AttachMessage::kGone ||
+          received->message.region == region) {
+        return received;
+      }
+      gone_.push_back(received->message.region);
+    }
+  }
+
   RespStream stream_;
   std::string address_;
   std::string token_;
@@ -154,6 +175,7 @@ class RawSession {
   std::string hello_;
   UniqueFd fd_;
   UniqueFd generations_;
+  std::vector<uint32_t> gone_;
   size_t generations_bytes_ = 0;
 };
 

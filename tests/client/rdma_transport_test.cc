@@ -133,14 +133,26 @@ TEST_F(RdmaTransportTest, NicsThatFailAndComeBack) {
     EXPECT_EQ(CheckStamped(block.data(), got.bytes, 1), "");
     return got.transport;
   };
-  fabric_.SetPort("c0", false);
-  EXPECT_EQ(get(), Transport::kRdma);
-  EXPECT_EQ(client->stats().fallbacks, 0u);
+  uint64_t fallbacks = 0;
+  // The other lane takes over, if it is there: one is enough to begin with, and on a busy machine
+  // one may be lost for its silence.
+  EXPECT_TRUE(Eventually([&] {
+    fabric_.SetPort("c0", true);
+    auto before = fabric_.counters().device_bytes;
+    EXPECT_TRUE(Eventually([&] {
+      get();
+      auto bytes = fabric_.counters().device_bytes;
+      return bytes["c0"] > before["c0"] && bytes["c1"] > before["c1"];
+    }));
+    fallbacks = client->stats().fallbacks;
+    fabric_.SetPort("c0", false);
+    return get() == Transport::kRdma && client->stats().fallbacks == fallbacks;
+  }));
   fabric_.SetPort("c1", false);
   get();
   EXPECT_EQ(get(), Transport::kTcp);
   EXPECT_EQ(client->transport(), Transport::kTcp);
-  EXPECT_GT(client->stats().fallbacks, 0u);
+  EXPECT_GT(client->stats().fallbacks, fallbacks);
   EXPECT_EQ(PutOne(*client, "k", block.data(), block.size()).transport, Transport::kTcp);
   fabric_.SetPort("c0", true);
   EXPECT_TRUE(Eventually([&] { return get() == Transport::kRdma; }));
@@ -222,6 +234,7 @@ TEST_F(RdmaTransportTest, NoWrongBytesUnderEviction) {
   constexpr size_t kMost = 800'000;
   std::vector<std::atomic<uint64_t>> acknowledged(kKeys);
   std::atomic<bool> stop{false};
+  std::atomic<int> over_rdma{0};  // readers
   BatchCheck check;
   const auto write = [&](size_t first) {
     auto client = Connect();
@@ -246,25 +259,29 @@ TEST_F(RdmaTransportTest, NoWrongBytesUnderEviction) {
     constexpr size_t kBatch = 24;
     std::vector<char> block(kBatch * kMost);
     EXPECT_TRUE(client->RegisterBuffer(block.data(), block.size()).ok());
+    bool counted = false;
     while (!stop) {
       std::vector<size_t> keys(kBatch);
       for (size_t& key : keys) key = random() % kKeys;
       check.Read(
           *client, keys, [](size_t key) { return std::to_string(key); },
           [&](size_t key) { return acknowledged[key].load(); }, block.data(), kMost);
+      if (counted || client->stats().rdma.values_read == 0) continue;
+      counted = true;
+      ++over_rdma;
     }
-    EXPECT_GT(client->stats().rdma.values_read, 0u);
   };
   std::vector<std::thread> threads;
   threads.emplace_back(write, 0);
   threads.emplace_back(write, 1);
   threads.emplace_back(read, 1);
   threads.emplace_back(read, 2);
-  std::this_thread::sleep_for(std::chrono::seconds(kSeconds));
+  std::this_thread::sleep_for(std::chrono::seconds(kSeconds));  // the length of the load
+  EXPECT_TRUE(Eventually([&] { return check.good > 50 && over_rdma == 2; }))
+      << check.good << " good reads, " << over_rdma << " readers over RDMA";
   stop = true;
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(check.bad, 0u);
-  EXPECT_GT(check.good, 50u);
 }
 
 }  // namespace

@@ -43,9 +43,10 @@ needs_tools = pytest.mark.skipif(cached("MOONPOOL_TOOLS") == "OFF",
 
 
 def free_port():
-    """A port nobody listens on, below those that the kernel gives to outgoing connections."""
+    """A port nobody listens on, below those that the kernel gives to outgoing connections; those
+    below 26000 are of the GoogleTest executables, which run beside these tests."""
     while True:
-        port = random.randrange(20000, 32000)
+        port = random.randrange(26000, 32000)
         with socket.socket() as s:
             try:
                 s.bind(("", port))
@@ -172,10 +173,15 @@ class Servers:
 
 def start_reference(folder, *flags):
     """A redis-server 7."""
-    port = free_port()
-    return Server(["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "",
-                   "--appendonly", "no", "--dir", folder, *flags], port,
-                  folder / f"redis-{port}.log")
+    for attempt in range(10):
+        port = free_port()
+        try:
+            return Server(["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "",
+                           "--appendonly", "no", "--dir", folder, *flags], port,
+                          folder / f"redis-{port}-{attempt}.log")
+        except AssertionError as failure:
+            if "Address already in use" not in str(failure) or attempt == 9:
+                raise
 
 
 @pytest.fixture

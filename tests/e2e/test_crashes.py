@@ -18,8 +18,9 @@ FLAGS = ("--maxmemory", "96mb", "--region-size", "8mb", "--arena-size", "4mb", "
 class StressClient:
     def __init__(self, port, mode, seed, keys=60):
         self.process = subprocess.Popen(
-            [str(CLIENT), f"moonpool://127.0.0.1:{port}?timeout_ms={DEADLINE_S * 1000}", mode,
-             str(seed), str(keys)], stdout=subprocess.PIPE, text=True)
+            [str(CLIENT), f"moonpool://127.0.0.1:{port}?timeout_ms={DEADLINE_S * 1000}"
+             f"&connect_timeout_ms={DEADLINE_S * 1000}", mode, str(seed), str(keys)],
+            stdout=subprocess.PIPE, text=True)
         assert self.process.stdout.readline() == "running\n"
 
     def wait_for_failure(self):

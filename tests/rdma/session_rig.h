@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -32,6 +34,18 @@ struct FakeTenant {
   std::shared_ptr<TenantMemory> memory;
 };
 
+// As long as it takes on a busy machine.
+inline constexpr int kPatienceMs = 180'000;
+
+// A client whose lanes do not fail because the thread that moves the bytes has no processor.
+inline EndpointOptions Patient() {
+  EndpointOptions options;
+  options.connect_timeout_ms = kPatienceMs;
+  options.answer_ms = kPatienceMs;
+  options.engine.stall_ms = 2000;
+  return options;
+}
+
 class SessionRig {
  public:
   static constexpr uint64_t kEpoch = 5;
@@ -48,6 +62,7 @@ class SessionRig {
     client_nics = *NicSet::Open(fabric.Host("client"), {});
     domains = *Domains::Create(client_nics->devices());
     options.epoch = kEpoch;
+    options.engine.stall_ms = 2000;
     options.on_lanes = [this](uint64_t session, size_t lanes) {
       if (lanes > 0) return;
       std::lock_guard lock(mu);
@@ -72,13 +87,13 @@ class SessionRig {
     return {kEpoch, session, service->port(), Told()};
   }
   std::unique_ptr<Endpoint> Client(uint64_t session, Endpoint::Tokens tokens,
-                                   const EndpointOptions& options = {}) {
+                                   const EndpointOptions& options = Patient()) {
     return std::make_unique<Endpoint>(*client_nics, *domains, Target(session), std::move(tokens),
                                       options);
   }
   // One whose session is begun.
   std::unique_ptr<Endpoint> Client(uint64_t session, const FakeTenant& tenant,
-                                   const EndpointOptions& options = {}) {
+                                   const EndpointOptions& options = Patient()) {
     service->BeginSession(session, tenant.memory);
     return Client(
         session,
@@ -90,7 +105,7 @@ class SessionRig {
   }
   // Reads so many bytes of the region into `to`; the pool has bytes of value `slot` there.
   Outcome Read(Endpoint& endpoint, FakeTenant& tenant, uint32_t region, uint64_t bytes,
-               uint32_t slot, std::vector<char>* to, int timeout_ms = 10000) {
+               uint32_t slot, std::vector<char>* to, int timeout_ms = kPatienceMs) {
     FillKnown(tenant.region.data(), bytes, slot);
     to->assign(bytes, 0);
     const LocalPiece piece{to->data(), bytes, nullptr};
@@ -104,8 +119,9 @@ class SessionRig {
     return transfer.outcome(0);
   }
   bool WaitFor(const std::function<bool()>& condition) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(kPatienceMs);
     std::unique_lock lock(mu);
-    for (int i = 0; i < 1000 && !condition(); ++i) {
+    while (!condition() && std::chrono::steady_clock::now() < end) {
       changed.wait_for(lock, std::chrono::milliseconds(10));
     }
     return condition();

@@ -137,7 +137,11 @@ TEST(SsdTierTest, WhoWaitsComesFirstAndInOrder) {
   load('e', SsdTier::Why::kWanted);
   load('c', SsdTier::Why::kWanted);  // after all
   t.disk->payload.reads_held = false;
-  t.Settle();
+  // Who asked is called after the load has left the queue.
+  EXPECT_TRUE(Eventually([&] {
+    MutexLock lock(mu);
+    return order.size() == 6;
+  }));
   MutexLock lock(mu);
   EXPECT_EQ(order, "adeccb");
 }
