@@ -1,6 +1,5 @@
 #include "gpu/host_streams.h"
 
-#include <algorithm>
 #include <utility>
 
 namespace moonpool::gpu {
@@ -76,10 +75,10 @@ void HostStreams::Resume(int device) {
 
 bool HostStreams::still(int device) const {
   MutexLock lock(mu_);
-  return std::none_of(queues_.begin(), queues_.end(), [&](const auto& entry) {
-    const Queue& queue = *entry.first;
-    return queue.device == device && (queue.busy || CanGoOn(queue));
-  });
+  for (const auto& [queue, owned] : queues_) {
+    if (queue->device == device && (queue->busy || CanGoOn(*queue))) return false;
+  }
+  return true;
 }
 
 void HostStreams::LoseAfter(int device, uint64_t steps) {
