@@ -136,9 +136,10 @@ bool Endpoint::Step() {
   for (const auto& [lane, message] : messages) HandleMessage(lane, message);
   SendMissing();
   for (Slot& slot : slots_) {
-    if (!slot.in_engine || slot.lane->open()) continue;
+    // One that is being flushed is nothing that happened: Wait() looks after it.
+    if (!slot.in_engine || slot.lane->state() != Lane::State::kFenced) continue;
     any = true;
-    if (slot.lane->state() == Lane::State::kFenced) DropLane(&slot);
+    DropLane(&slot);
   }
   return any;
 }

@@ -191,6 +191,21 @@ TEST_F(SessionTest, ANicThatIsSilentCostsTheStallAndNoMore) {
   EXPECT_THAT(client->lanes()[1].why, HasSubstr("nothing arrived for"));
 }
 
+// Its queue pair is destroyed then, as one that is not flushed could still write.
+TEST_F(SessionTest, ANicThatIsSilentAndDoesNotFlush) {
+  EndpointOptions options = Patient();
+  options.first_pause_ms = options.most_pause_ms = 100'000;
+  auto client = rig_.Client(1, tenant_, options);
+  ASSERT_TRUE(client->Open());
+  RepairAll(*client, 2);
+  ASSERT_EQ(rig_.Read(*client, tenant_, kRegion, 3'000'000, 1, &to_), Outcome::kDone);
+  rig_.fabric.SetNeverFlushes("c1", true);
+  rig_.fabric.SetSilent("s1", true);
+  EXPECT_EQ(rig_.Read(*client, tenant_, kRegion, 3'000'000, 1, &to_), Outcome::kDone);
+  client->Pump();
+  EXPECT_EQ(OpenLanes(*client), 1u);
+}
+
 TEST_F(SessionTest, AllNicsSilentEndsAtTheDeadline) {
   auto client = rig_.Client(1, tenant_);
   ASSERT_TRUE(client->Open());
