@@ -327,7 +327,7 @@ TEST(ClientViews, BytesStayWhileTheKeyChanges) {
   ASSERT_TRUE(client->GetView("key", &view).ok());
   EXPECT_FALSE(view.is_copy());
   // Overwrite it often enough that every free extent is used again.
-  for (uint32_t i = 0; i < 50; ++i) ASSERT_TRUE(client->Set("key", Random(1 << 20, i)).ok());
+  for (char i = 0; i < 50; ++i) ASSERT_TRUE(client->Set("key", std::string(1 << 20, i)).ok());
   client->Del("key");
   EXPECT_TRUE(view.bytes() == value);
   EXPECT_TRUE(view.still_valid());

@@ -218,7 +218,7 @@ TEST(SsdStoreTest, IdsGrowForEver) {
     std::vector<std::vector<uint64_t>> ids(4);
     for (auto& mine : ids) {
       threads.emplace_back([&] {
-        for (int i = 0; i < 500000; ++i) mine.push_back(store->NextId());
+        for (int i = 0; i < 50000; ++i) mine.push_back(store->NextId());
       });
     }
     for (auto& thread : threads) thread.join();

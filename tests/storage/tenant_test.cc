@@ -190,11 +190,12 @@ TEST(TenantTest, AValueThatCannotFitEvictsNothing) {
 
 TEST(TenantTest, AFullCacheStaysFullUnderSteadyWriting) {
   // Background work must not throw away much more than the writers need.
+  const std::string bytes = Contents(0, 100'000);
   for (const auto policy : kEvicting) {
     const auto tenant = MakeTenant(SmallTenant(policy, 64 * kMiB));
     uint64_t least = UINT64_MAX;
     for (int i = 0; i < 6000; ++i) {
-      ASSERT_TRUE(SetBulk(*tenant, Name(i), Contents(i, 100'000))) << i;
+      ASSERT_TRUE(SetBulk(*tenant, Name(i), bytes)) << i;
       if (i % 4 == 0) tenant->Maintain(1);
       if (i > 1000) least = std::min(least, tenant->budget().extent_bytes());
     }
