@@ -10,6 +10,7 @@
 
 #include "gpu/host_memory.h"
 #include "gpu/host_streams.h"
+#include "protocol/mutex.h"
 
 namespace moonpool::gpu {
 
@@ -184,6 +185,12 @@ class HostDouble : public HostDevice {
   }
 
   Result<std::unique_ptr<DeviceRegion>> Allocate(uint64_t bytes, HandleKind kind) override {
+    {
+      MutexLock lock(hold_mu_);
+      ++held_;
+      while (hold_) hold_changed_.Wait(hold_mu_);
+      --held_;
+    }
     if (Status status = Call(); !status) return tl::unexpected(status.error());
     if (bytes == 0) return Fail(ErrorCode::kInvalidArgument, "a region of no bytes");
     const uint64_t granularity = world_->options.granularity;
@@ -342,6 +349,17 @@ class HostDouble : public HostDevice {
   void Resume() override { world_->streams.Resume(index_); }
   bool still() const override { return world_->streams.still(index_); }
   void LoseAfter(uint64_t steps) override { world_->streams.LoseAfter(index_, steps); }
+  void HoldAllocations(bool hold) override {
+    {
+      MutexLock lock(hold_mu_);
+      hold_ = hold;
+    }
+    hold_changed_.NotifyAll();
+  }
+  int allocations_held() const override {
+    MutexLock lock(hold_mu_);
+    return held_;
+  }
   void FailCallAfter(uint64_t calls) override { fail_call_ = static_cast<int64_t>(calls); }
 
  private:
@@ -441,6 +459,10 @@ class HostDouble : public HostDevice {
   const int index_;
   DeviceInfo info_;
   void* default_stream_ = nullptr;
+  mutable Mutex hold_mu_;
+  CondVar hold_changed_;
+  bool hold_ GUARDED_BY(hold_mu_) = false;
+  int held_ GUARDED_BY(hold_mu_) = 0;
   std::atomic<int64_t> fail_call_{-1};
   std::atomic<uint64_t> counts_one_{0}, counts_many_{0}, counts_pieces_{0}, counts_pages_{0},
       counts_host_{0}, counts_checks_{0}, counts_checks_behind_{0}, counts_staged_{0};

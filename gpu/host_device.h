@@ -48,6 +48,9 @@ class HostDevice : public Device {
   virtual bool still() const = 0;
   // After so many more steps in streams the device falls off the bus: everything fails.
   virtual void LoseAfter(uint64_t steps) = 0;
+  // Allocate() does not return until this is taken back; how many do not now.
+  virtual void HoldAllocations(bool hold) = 0;
+  virtual int allocations_held() const = 0;
   // The next call that allocates or puts work into a stream, after so many more, fails.
   virtual void FailCallAfter(uint64_t calls) = 0;
 };

@@ -216,6 +216,8 @@ struct Missing {
   // What was fetched for this command from a device: that value, and one with its bytes.
   std::span<const std::pair<storage::ValueRef, storage::ValueRef>> fetched;
   uint64_t memory_bytes = 0;
+  storage::DeviceSet growing = 0;  // devices of which a region is being made
+  bool elsewhere = false;          // they were waited for: what they had no room for goes elsewhere
   bool final = false;    // this is the last try: what is still missing will not come
   bool refused = false;  // and so the command cannot be carried out
 
@@ -233,7 +235,7 @@ struct Missing {
     return nullptr;
   }
   bool any() const {
-    return !values.empty() || !on_device.empty() || memory_bytes != 0 || refused;
+    return !values.empty() || !on_device.empty() || memory_bytes != 0 || growing != 0 || refused;
   }
   void Clear() { *this = Missing(); }
 };

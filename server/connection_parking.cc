@@ -50,7 +50,8 @@ void Connection::Wait(std::unique_ptr<Parked> parked, bool again) {
   suspended_ = true;
   const size_t values = missing.values.size() + missing.on_device.size();
   parked->tries += values == 0 ? 0 : 1;
-  parked->waiting = (values == 0 ? 0 : 1) + (missing.memory_bytes != 0 ? 1 : 0);
+  parked->waiting = (values == 0 ? 0 : 1) + (missing.memory_bytes != 0 ? 1 : 0) +
+                    (missing.growing != 0 ? 1 : 0);
   // Who changes a value wants it in memory, and a copy that no key refers to must not be what memory
   // is full of.
   const bool move = (parked->command->flags & kWrite) != 0 ||
@@ -98,7 +99,21 @@ void Connection::Wait(std::unique_ptr<Parked> parked, bool again) {
   if (!missing.values.empty()) {
     tenant_->ReadAhead(missing.values.back().hash, missing.values.back().place.slot());
   }
+  if (missing.growing != 0) {
+    if (parked_->growth_until_ms == 0) {
+      parked_->growth_since_ms = loop_.now_ms();
+      parked_->growth_until_ms =
+          loop_.now_ms() + loop_.server().config().number(Key::kMemoryWait);
+    }
+    tenant_->pool().growth()->Wait(missing.growing, parked_->growth_since_ms,
+                                   parked_->growth_until_ms, [&loop = loop_, id = id_] {
+                                     loop.Post([&loop, id] {
+                                       if (Connection* c = loop.Find(id)) c->MemoryCameFree();
+                                     });
+                                   });
+  }
   if (missing.memory_bytes != 0) {
+    again &= parked_->until_ms != 0;  // else it has no place in that queue yet
     if (parked_->until_ms == 0) {
       parked_->until_ms =
           loop_.now_ms() + storage::MemoryWaitMs(loop_.server().config().number(Key::kMemoryWait),
@@ -165,6 +180,8 @@ void Connection::RunAgain() {
   loop_.scratch().set_resp(resp_);
   loop_.missing().final = parked->failed || parked->tries >= kMostTries ||
                           (parked->until_ms != 0 && loop_.now_ms() >= parked->until_ms);
+  loop_.missing().elsewhere =
+      parked->growth_until_ms != 0 && loop_.now_ms() >= parked->growth_until_ms;
   loop_.missing().came_up = parked->values;
   loop_.missing().fetched = parked->fetched;
   const Reply::Mark mark = loop_.scratch().mark();

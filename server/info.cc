@@ -232,6 +232,7 @@ void TiersSection(Context& c, Text& out) {
     Row(out, "tier_gpu_lost_keys", moves.lost);
     Row(out, "tier_gpu_queue", moves.queued_values);
     Row(out, "tier_gpu_queue_bytes", moves.queued_bytes);
+    Row(out, "tier_gpu_waiting_for_regions", c.tenant.pool().growth()->waiting());
     Row(out, "tier_gpu_demote_p50_us", moves.demote_p50_us);
     Row(out, "tier_gpu_demote_p99_us", moves.demote_p99_us);
     Row(out, "tier_gpu_promote_p50_us", moves.promote_p50_us);

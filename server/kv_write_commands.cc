@@ -180,9 +180,12 @@ void KvAlloc(Context& c) {
       c.Error("ERR PREFER: " + now.error().message);
       continue;
     }
-    auto handle =
-        c.tenant.ReserveInArena(session->id(), static_cast<uint64_t>(*length), c.now_ms, *now);
-    if (!handle && c.WaitsForMemory(handle.error(), BytesToWaitFor(c, i, *count, 2))) {
+    Missing& missing = c.loop.missing();
+    const bool waits = !missing.elsewhere && !missing.final;
+    auto handle = c.tenant.ReserveInArena(session->id(), static_cast<uint64_t>(*length), c.now_ms,
+                                          *now, waits ? &missing.growing : nullptr);
+    if (!handle && (missing.growing != 0 ||
+                    c.WaitsForMemory(handle.error(), BytesToWaitFor(c, i, *count, 2)))) {
       // All of it is tried again, so what was got so far goes back.
       for (const auto& [index, token] : taken) {
         if (auto unseen = session->TakeReservation(token, c[index])) {

@@ -1,6 +1,7 @@
 // moonpool-server [configuration-file] [--key value ...]
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -173,8 +174,16 @@ int main(int argc, char** argv) {
   // SHUTDOWN came over a connection: free the thread from its wait.
   pthread_kill(signal_thread.native_handle(), SIGTERM);
   signal_thread.join();
+  const auto bye = [&pid_file] {
+    if (!pid_file.empty()) unlink(pid_file.c_str());
+    Log(LogLevel::kNotice, "bye");
+  };
+  // No thread can be called back from a driver.
+  server.set_on_silent_gpu([&bye] {
+    bye();
+    std::_Exit(0);
+  });
   server.Stop();
-  if (!pid_file.empty()) unlink(pid_file.c_str());
-  Log(LogLevel::kNotice, "bye");
+  bye();
   return 0;
 }

@@ -37,9 +37,11 @@ struct Parked {
   std::vector<Argument> arguments;
   CameUp values;
   Fetched fetched;
-  int waiting = 0;         // for values, for memory, or for both
+  int waiting = 0;         // for values, for memory, for devices
   int tries = 0;
   int64_t until_ms = 0;    // how long it waits for memory; 0: it did not yet
+  int64_t growth_since_ms = 0;  // the same of regions on devices
+  int64_t growth_until_ms = 0;
   bool failed = false;     // something will not come
 };
 

@@ -282,6 +282,7 @@ void Server::Stop() {
   attach_server_.reset();
   listener_.reset();
   rdma_.reset();
+  AwaitGpus();
   tenants_.clear();
   gpus_.reset();
 }

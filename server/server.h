@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -47,6 +48,9 @@ class Server {
   void set_ssd_env(rocksdb::Env* env) { ssd_env_ = env; }
   // Likewise: other devices in place of the machine's GPUs.
   void set_gpus(std::vector<gpu::Device*> devices) { given_gpus_ = std::move(devices); }
+  // Likewise: what Stop() calls when all that can be saved is, but a thread is within the driver of a
+  // GPU that does not answer.  Stop() goes on, and so waits for it, when this returns.
+  void set_on_silent_gpu(std::function<void()> call) { on_silent_gpu_ = std::move(call); }
   // Everything up to answering clients.  The error says what to change.
   Status Start();
   // Returns when somebody called RequestShutdown (SIGTERM, SIGINT, SHUTDOWN).
@@ -103,6 +107,7 @@ class Server {
 
  private:
   Status OpenGpus();  // server_gpu.cc
+  void AwaitGpus();
   Status CreateTenants();
   Status OpenSsd();
   void SaveSsd();
@@ -115,6 +120,7 @@ class Server {
   Config& config_;
   rocksdb::Env* ssd_env_ = nullptr;
   std::vector<gpu::Device*> given_gpus_;
+  std::function<void()> on_silent_gpu_;
   ClientRegistry clients_;
   Placement placement_;
   std::unique_ptr<Gpus> gpus_;  // behind the tenants' memory

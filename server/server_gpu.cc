@@ -1,6 +1,8 @@
 // Server: GPUs, if there are any; and INFO gpu.
 #include <spdlog/fmt/fmt.h>
 
+#include <chrono>
+
 #include "gpu/cuda.h"
 #include "server/command_families.h"
 #include "server/gpus.h"
@@ -50,6 +52,17 @@ Status Server::OpenGpus() {
   return {};
 }
 
+void Server::AwaitGpus() {
+  const std::chrono::seconds at_most(config_.number(Key::kShutdownTimeout));
+  for (const auto& tenant : tenants_) {
+    storage::DeviceGrowth* const growth = tenant->pool().growth();
+    if (growth == nullptr || growth->AwaitIdle(at_most)) continue;
+    Log(LogLevel::kWarning, "the driver of a GPU does not answer; all else has ended");
+    if (on_silent_gpu_) on_silent_gpu_();
+    return;
+  }
+}
+
 void GpuSection(Context& c, std::string& out) {
   const auto row = [&out](std::string_view name, const auto& value) {
     out += fmt::format("{}:{}\r\n", name, value);
@@ -63,10 +76,13 @@ void GpuSection(Context& c, std::string& out) {
   for (size_t i = 0; i < gpus->devices().size(); ++i) {
     const gpu::DeviceInfo& info = gpus->devices()[i]->info();
     const storage::MemoryBudget& budget = c.tenant.gpu_budget(i);
+    const bool silent =
+        c.tenant.pool().growth()->state(i) == storage::DeviceGrowth::State::kSilent;
     row(fmt::format("gpu_device{}", i),
         fmt::format("uuid={},name={},state={},handles={},compute_capability={}.{},total_bytes={},"
                     "bytes={},capacity={},region_bytes={}",
-                    info.uuid.ToString(), info.name, memories[i]->lost() ? "lost" : "up",
+                    info.uuid.ToString(), info.name,
+                    memories[i]->lost() ? "lost" : silent ? "silent" : "up",
                     NameOf(gpus->devices()[i]->BestHandle()), info.compute_capability / 10,
                     info.compute_capability % 10, info.total_bytes, budget.used_bytes(),
                     c.tenant.gpu_capacity(i), budget.region_bytes()));

@@ -272,20 +272,15 @@ bool Session::SendDeviceRegion(const storage::Region& region) {
   reply.region = region.id();
   reply.type = AttachMessage::kGone;
   if ((devices_ >> region.device_number() & 1) == 0) return SendAttach(reply);
-  const auto handle = region.range()->Export();
-  if (!handle) {
-    Log(LogLevel::kWarning, "session {}: region {} cannot be exported: {}", info_->id, region.id(),
-        handle.error().message);
-    return SendAttach(reply);
-  }
+  const storage::DeviceMemory::Handle& handle = region.handle();
   reply.type = AttachMessage::kRegion;
   reply.bytes = region.bytes();
   reply.writable = 1;
   reply.tier = region.tier();
-  reply.handle = handle->kind;
+  reply.handle = handle.kind;
   reply.device = region.device()->uuid();
-  reply.opaque = handle->opaque;
-  return SendAttach(reply, handle->fd.get());
+  reply.opaque = handle.opaque;
+  return SendAttach(reply, handle.fd.get());
 }
 
 bool Session::HandleAttachMessage(const AttachMessage& message) {

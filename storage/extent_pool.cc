@@ -3,45 +3,15 @@
 #include <algorithm>
 #include <atomic>
 
+#include "storage/region_sizes.h"
+
 namespace moonpool::storage {
 
 namespace {
 
-// Of CXL memory, and of a device's.
-constexpr uint64_t kLeastRegions = 16;
-// Regions on devices do not change hands: larger ones hold larger values.
-constexpr uint64_t kMostDeviceRegionBytes = 1ull << 30;
-
 // What a client reserved on a device may be written to by a copy that was on its way when the client
 // gave up or died: a copy of the largest value takes a fraction of this.
 constexpr std::chrono::seconds kLateWrites{2};
-
-// How long a device that had no memory for a region is not asked for another, at first and at most.
-constexpr std::chrono::seconds kGrowthPause{1};
-constexpr std::chrono::seconds kLongestGrowthPause{60};
-
-// Unique within the process, so that no session can take one tenant's region for another's.
-std::atomic<uint32_t> next_region_id{1};
-
-uint64_t RoundUpTo(uint64_t bytes, uint64_t unit) { return (bytes + unit - 1) / unit * unit; }
-
-// So that there are at least kLeastRegions.
-uint64_t LargestOf(const MemoryBudget& budget) {
-  return std::max(budget.limit() / kLeastRegions / kHugePageBytes * kHugePageBytes, kHugePageBytes);
-}
-
-// For a region: the usual bytes, or an eighth where there is no room for so much, but `least_bytes`.
-// `spare` more must be left.
-Result<uint64_t> TakeRegion(MemoryBudget& budget, uint64_t usual, uint64_t least_bytes,
-                            uint64_t spare, const char* limit) {
-  const uint64_t least = RoundUpTo(least_bytes, kHugePageBytes);
-  uint64_t bytes = std::max(usual, least);
-  if (budget.TakeRegion(bytes, spare)) return bytes;
-  bytes = std::max(RoundUpTo(usual / 8, kHugePageBytes), least);
-  if (budget.TakeRegion(bytes, spare)) return bytes;
-  return Fail(ErrorCode::kOutOfMemory, std::string(limit) + " leaves no room for a region of " +
-                                           std::to_string(bytes) + " bytes");
-}
 
 }  // namespace
 
@@ -53,6 +23,12 @@ ValueRef WriteHandle::Publish(std::optional<uint32_t> crc) && {
 
 void WriteHandle::Abort() {
   if (pool_ != nullptr) std::exchange(pool_, nullptr)->Recycle(extent_, late_writes_);
+}
+
+// Unique within the process, so that no session can take one tenant's region for another's.
+uint32_t ExtentPool::NextRegionId() {
+  static std::atomic<uint32_t> next_id{1};
+  return next_id.fetch_add(1, std::memory_order_relaxed);
 }
 
 Result<std::unique_ptr<ExtentPool>> ExtentPool::Create(const PoolOptions& options,
@@ -71,10 +47,18 @@ Result<std::unique_ptr<ExtentPool>> ExtentPool::Create(const PoolOptions& option
     const Status added = pool->AddRegion({Region::Kind::kShared, kNoSession, Tier::kCxl}, 1);
     if (!added) return tl::unexpected<Error>(added.error());
   }
+  if (pool->devices_.empty()) return pool;
+  DeviceGrowth::Hooks hooks;
+  hooks.make = [made = pool.get()](size_t device, uint64_t bytes) {
+    made->MakeDeviceRegion(device, bytes);
+  };
+  hooks.probe = [made = pool.get()](size_t device) { made->devices_[device].memory->Probe(); };
+  pool->growth_ = std::make_unique<DeviceGrowth>(pool->devices_.size(), std::move(hooks));
   return pool;
 }
 
 ExtentPool::~ExtentPool() {
+  growth_.reset();
   MutexLock lock(mu_);
   for (const LateExtent& late : late_) FreeExtent(late.extent);
   for (const auto& [id, region] : regions_) {
@@ -89,37 +73,6 @@ Result<WriteHandle> ExtentPool::Reserve(uint64_t length, Tier tier) {
 
 Result<WriteHandle> ExtentPool::ReserveInArena(SessionId session, uint64_t length, Tier tier) {
   return ReserveIn({Region::Kind::kArena, session, tier}, length);
-}
-
-Result<WriteHandle> ExtentPool::ReserveOnDevice(size_t device, uint64_t length, bool by_client) {
-  const Source source{Region::Kind::kShared, kNoSession, Tier::kGpu, device};
-  const auto reserve = [&]() -> Result<WriteHandle> {
-    if (auto done = TryReserve(source, length)) return std::move(*done);
-    MutexLock adding(adding_on_device_);
-    if (auto done = TryReserve(source, length)) return std::move(*done);
-    return ReserveAdded(source, length, AddDeviceRegion(device, length));
-  };
-  Result<WriteHandle> handle = reserve();
-  if (handle) handle->late_writes_ = by_client;
-  return handle;
-}
-
-bool ExtentPool::CouldHoldOnDevice(size_t device, uint64_t length) const {
-  MutexLock lock(mu_);
-  for (const auto& [id, region] : regions_) {
-    if (!region->draining && region->region->device() != nullptr &&
-        region->region->device_number() == device && region->region->bytes() >= length) {
-      return true;
-    }
-  }
-  return devices_[device].budget->region_bytes() + RoundUpTo(length, kHugePageBytes) <=
-         DeviceCapacity(device);
-}
-
-uint64_t ExtentPool::DeviceCapacity(size_t device) const {
-  const MemoryBudget& budget = *devices_[device].budget;
-  const bool refused = refused_[device].load(std::memory_order_relaxed);
-  return refused ? std::min(budget.region_bytes(), budget.limit()) : budget.limit();
 }
 
 Result<WriteHandle> ExtentPool::ReserveIn(const Source& source, uint64_t length) {
@@ -203,8 +156,7 @@ Status ExtentPool::AddRegion(const Source& source, uint64_t least_bytes) {
   const auto taken = TakeRegion(budget, usual, least_bytes, spare, "the memory limit");
   if (!taken) return tl::unexpected<Error>(taken.error());
   const uint64_t bytes = *taken;
-  const uint32_t new_id = next_region_id.fetch_add(1, std::memory_order_relaxed);
-  auto region = Region::Create(new_id, source.kind, bytes,
+  auto region = Region::Create(NextRegionId(), source.kind, bytes,
                                source.tier == Tier::kCxl ? options_.cxl_region : options_.region);
   if (!region) {
     budget.ReleaseRegion(bytes);
@@ -215,45 +167,6 @@ Status ExtentPool::AddRegion(const Source& source, uint64_t least_bytes) {
       std::make_unique<PoolRegion>(std::shared_ptr<Region>(std::move(*region)), source.session);
   MutexLock lock(mu_);
   (is_shared ? shared(source.tier).regions : arenas_[source.session]).push_back(added.get());
-  regions_.emplace(id, std::move(added));
-  return {};
-}
-
-Status ExtentPool::AddDeviceRegion(size_t device, uint64_t least_bytes) {
-  MemoryBudget& budget = *devices_[device].budget;
-  {
-    MutexLock lock(mu_);
-    if (devices_[device].memory->lost() ||
-        std::chrono::steady_clock::now() < shared(Tier::kGpu, device).not_before) {
-      return Fail(ErrorCode::kOutOfMemory, "the device gives no memory");
-    }
-  }
-  const uint64_t usual = std::min(LargestOf(budget), kMostDeviceRegionBytes);
-  const auto taken = TakeRegion(budget, usual, least_bytes, 0, "gpu-memory");
-  if (!taken) return tl::unexpected<Error>(taken.error());
-  const uint64_t bytes = *taken;
-  const uint32_t id = next_region_id.fetch_add(1, std::memory_order_relaxed);
-  auto region = Region::CreateOnDevice(id, *devices_[device].memory, device, bytes);
-  // That there is no room for one long value says nothing of others.
-  if (region || bytes <= usual) refused_[device].store(!region, std::memory_order_relaxed);
-  if (!region) {
-    budget.ReleaseRegion(bytes);
-    MutexLock lock(mu_);
-    Shared& shared = this->shared(Tier::kGpu, device);
-    shared.pause = std::clamp(2 * shared.pause, kGrowthPause, kLongestGrowthPause);
-    shared.not_before = std::chrono::steady_clock::now() + shared.pause;
-    return tl::unexpected<Error>(std::move(region.error()));
-  }
-  auto added = std::make_unique<PoolRegion>(std::shared_ptr<Region>(std::move(*region)), kNoSession);
-  budget.AdjustRegion(static_cast<int64_t>(added->region->bytes() - bytes));
-  // All of it is there, and no other device reaches it.
-  added->populating = false;
-  added->populated = added->region->bytes();
-  added->export_tried = true;
-  MutexLock lock(mu_);
-  Shared& shared = this->shared(Tier::kGpu, device);
-  shared.pause = {};
-  shared.regions.push_back(added.get());
   regions_.emplace(id, std::move(added));
   return {};
 }

@@ -16,7 +16,9 @@
 // reserved there and did not commit is free again only after a while, as a copy of its may be on the
 // way yet.
 //
-// Threads: any; mu_ is a leaf lock, adding_ and adding_on_device_ are taken before it.  The budget must
+// Regions on devices are made by threads of their own (DeviceGrowth): nobody else calls a driver.
+//
+// Threads: any; mu_ is a leaf lock but for DeviceGrowth's, adding_ is taken before it.  The budget must
 // outlive the pool; the pool must outlive every handle.
 #pragma once
 
@@ -36,6 +38,7 @@
 #include "protocol/mutex.h"
 #include "protocol/status.h"
 #include "storage/bulk_value.h"
+#include "storage/device_growth.h"
 #include "storage/extent_allocator.h"
 #include "storage/generation_table.h"
 #include "storage/memory_budget.h"
@@ -93,8 +96,13 @@ class ExtentPool {
   Result<WriteHandle> Reserve(uint64_t length, Tier tier = Tier::kDram);
   // An extent the session's client writes.  REQUIRES: the tier is of host memory.
   Result<WriteHandle> ReserveInArena(SessionId session, uint64_t length, Tier tier = Tier::kDram);
-  // On a device.  `by_client`: a client writes it, else the server copies to it.
-  Result<WriteHandle> ReserveOnDevice(size_t device, uint64_t length, bool by_client);
+  // On a device.  `by_client`: a client writes it, else the server copies to it.  Does not wait for the
+  // device.  kBusy: no room, but a region is being made there (`may_grow`: or is now); growth()->Wait()
+  // for that and try again.
+  Result<WriteHandle> ReserveOnDevice(size_t device, uint64_t length, bool by_client, bool may_grow)
+      EXCLUDES(mu_);
+  // Null: there are no devices.
+  DeviceGrowth* growth() const { return growth_.get(); }
   // False when no region there, now or after making one, could hold so long a value.
   bool CouldHoldOnDevice(size_t device, uint64_t length) const;
   // The limit of its budget; what it gave so far, where it refused more.
@@ -234,9 +242,14 @@ class ExtentPool {
   Result<WriteHandle> ReserveIn(const Source& source, uint64_t length);
   std::optional<Extent> TakeExtent(const Source& source, uint64_t length) REQUIRES(mu_);
   // REQUIRES: the tier is of host memory.
+  static uint32_t NextRegionId();
   Status AddRegion(const Source& source, uint64_t least_bytes) REQUIRES(adding_) EXCLUDES(mu_);
-  Status AddDeviceRegion(size_t device, uint64_t least_bytes) REQUIRES(adding_on_device_)
-      EXCLUDES(mu_);
+  // extent_pool_devices.cc
+  // Begins to make a region that can hold so much.
+  bool GrowOnDevice(size_t device, uint64_t least_bytes) REQUIRES(mu_);
+  void GrowAheadOnDevice(size_t device) EXCLUDES(mu_);
+  // On the device's thread.
+  void MakeDeviceRegion(size_t device, uint64_t bytes) EXCLUDES(mu_);
   std::optional<Result<WriteHandle>> TryReserve(const Source& source, uint64_t length) EXCLUDES(mu_);
   Result<WriteHandle> ReserveAdded(const Source& source, uint64_t length, Status added) EXCLUDES(mu_);
   void DrainRegion(PoolRegion& region) REQUIRES(mu_);
@@ -248,7 +261,6 @@ class ExtentPool {
   bool ExportOne() EXCLUDES(mu_);
   bool WithdrawOne() EXCLUDES(mu_);
   void GrowAhead(Tier tier) EXCLUDES(mu_);
-  void GrowAheadOnDevice(size_t device) EXCLUDES(mu_);
   void FreeLate() EXCLUDES(mu_);
   void FreeExtent(const Extent& extent) REQUIRES(mu_);
 
@@ -266,8 +278,6 @@ class ExtentPool {
 
   // Who finds no room waits for the region that another thread adds.  Before mu_.
   mutable Mutex adding_;
-  // The same of devices, whose drivers take their time: nobody who wants host memory waits for them.
-  Mutex adding_on_device_;
   mutable Mutex mu_;
   std::unordered_map<uint32_t, std::unique_ptr<PoolRegion>> regions_ GUARDED_BY(mu_);
   // Regions new extents may come from: shared ones by tier, and arenas by session.
@@ -279,6 +289,7 @@ class ExtentPool {
   // By generation slot, the values that show that extent, linked through next_alias_.
   std::vector<BulkValue*> by_slot_ GUARDED_BY(mu_);
   size_t drain_cursor_ GUARDED_BY(mu_) = 0;  // the slot Draining() looked at last
+  std::unique_ptr<DeviceGrowth> growth_;     // its threads use the rest
 };
 
 }  // namespace moonpool::storage

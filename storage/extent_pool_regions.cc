@@ -184,31 +184,4 @@ std::vector<ValueRef> ExtentPool::NearlyDrained(size_t most) {
   return values;
 }
 
-void ExtentPool::GiveUpDevice(size_t device) {
-  MutexLock lock(mu_);
-  for (const auto& [id, region] : regions_) {
-    if (region->region->device() != nullptr && region->region->device_number() == device &&
-        !region->draining) {
-      DrainRegion(*region);
-    }
-  }
-}
-
-std::vector<ValueRef> ExtentPool::OnDevice(size_t device, size_t most) {
-  std::vector<ValueRef> values;
-  MutexLock lock(mu_);
-  const auto there = [device](const Region& region) {
-    return region.device() != nullptr && region.device_number() == device;
-  };
-  if (std::none_of(regions_.begin(), regions_.end(),
-                   [&](const auto& entry) { return there(*entry.second->region); })) {
-    return values;
-  }
-  for (BulkValue* const first : by_slot_) {
-    if (values.size() >= most) break;
-    if (first != nullptr && there(*first->extent_.region)) AddAliases(first, &values);
-  }
-  return values;
-}
-
 }  // namespace moonpool::storage

@@ -32,19 +32,6 @@ void ExtentPool::GrowAhead(Tier tier) {
       AddRegion({Region::Kind::kShared, kNoSession, tier}, 1);
 }
 
-void ExtentPool::GrowAheadOnDevice(size_t device) {
-  {
-    MutexLock lock(mu_);
-    Shared& shared = this->shared(Tier::kGpu, device);
-    // One that refused is asked again: while it seems to be smaller, nobody else may need to.
-    const bool again = refused_[device].load(std::memory_order_relaxed) &&
-                       std::chrono::steady_clock::now() >= shared.not_before;
-    if (!std::exchange(shared.grow_ahead, false) && !again) return;
-  }
-  MutexLock adding(adding_on_device_);
-  [[maybe_unused]] const Status added = AddDeviceRegion(device, 1);
-}
-
 void ExtentPool::FreeLate() {
   MutexLock lock(mu_);
   const auto now = std::chrono::steady_clock::now();
@@ -138,12 +125,16 @@ bool ExtentPool::GiveUpEmpty() {
     for (const uint32_t id : untold) on_gone_(id);
   }
   bool any = false;
-  for (const std::shared_ptr<Region>& region : empty) {
+  for (std::shared_ptr<Region>& region : empty) {
     if (region->kind() == Region::Kind::kArena && !region->ProveNoWriters()) continue;
-    MutexLock lock(mu_);
-    if (regions_.erase(region->id()) == 0) continue;  // another thread was faster
-    budget(*region)->ReleaseRegion(region->bytes());
-    any = true;
+    {
+      MutexLock lock(mu_);
+      if (regions_.erase(region->id()) == 0) continue;  // another thread was faster
+      budget(*region)->ReleaseRegion(region->bytes());
+      any = true;
+    }
+    const size_t device = region->device_number();
+    if (region->device() != nullptr) growth_->Discard(device, std::move(region));
   }
   return any;
 }

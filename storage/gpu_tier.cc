@@ -244,7 +244,13 @@ void GpuTier::MoveUp(Up& up) {
   const uint64_t bytes = ExtentAllocator::RoundUp(value->length());
   const DeviceSet devices = Working(up.devices);
   Result<WriteHandle> target = Fail(ErrorCode::kUnavailable, "copies to the device fail");
-  if (devices != 0) target = hooks_.reserve(value->length(), devices);
+  DeviceSet growing = 0;
+  if (devices != 0) target = hooks_.reserve(value->length(), devices, &growing);
+  const bool waited = up.since_ms != 0 && UnixMs() >= up.since_ms + options_.wait_ms;
+  if (!target && growing != 0 && !waited) {
+    up.value = std::move(value);
+    return Postpone(up, growing);
+  }
   const auto start = Clock::now();
   if (!target) {
     Count(counters_.refused);
@@ -259,6 +265,25 @@ void GpuTier::MoveUp(Up& up) {
   }
   value.Reset();
   coming_bytes_.fetch_sub(bytes, std::memory_order_relaxed);
+}
+
+// Neither thread waits: other devices have work for them.
+void GpuTier::Postpone(Up& up, DeviceSet growing) {
+  if (up.since_ms == 0) up.since_ms = UnixMs();
+  const int64_t since_ms = up.since_ms;
+  {
+    MutexLock lock(mu_);
+    ++postponed_;
+  }
+  auto later = std::make_shared<Up>(std::move(up));
+  hooks_.await(growing, since_ms, since_ms + options_.wait_ms, [this, later] {
+    {
+      MutexLock lock(mu_);
+      --postponed_;
+      up_.push_back(std::move(*later));
+    }
+    changed_.NotifyOne();
+  });
 }
 
 void GpuTier::Carry(Job& job) {
@@ -312,7 +337,7 @@ GpuTierStats GpuTier::stats() const {
   stats.fetch_p50_us = fetch_us_.Percentile(0.5);
   stats.fetch_p99_us = fetch_us_.Percentile(0.99);
   MutexLock lock(mu_);
-  stats.queued_values = down_.size() + up_.size() + jobs_.size();
+  stats.queued_values = down_.size() + up_.size() + postponed_ + jobs_.size();
   return stats;
 }
 

@@ -64,8 +64,14 @@ struct GpuTierStats {
 class GpuTier {
  public:
   struct Hooks {
-    // Finds room on one of the devices, and makes some; kBusy: it is on its way.
-    std::function<Result<WriteHandle>(uint64_t length, DeviceSet devices)> reserve;
+    // Finds room on one of the devices, and makes some; kBusy: it is on its way.  *growing: on these
+    // devices as a region that is being made.
+    std::function<Result<WriteHandle>(uint64_t length, DeviceSet devices, DeviceSet* growing)>
+        reserve;
+    // Calls when it is worth to try again.
+    std::function<void(DeviceSet growing, int64_t since_ms, int64_t until_ms,
+                       std::function<void()> call)>
+        await;
     // In DRAM, waiting for so long.  `evicts`: as a write does, else as what comes up.
     std::function<Result<WriteHandle>(uint64_t length, int64_t wait_ms, bool evicts)> reserve_dram;
     // No room in DRAM: the value goes where it would go from there.
@@ -117,6 +123,7 @@ class GpuTier {
   struct Up {
     ValueRef value;
     DeviceSet devices;
+    int64_t since_ms = 0;  // when it began to wait for a device's region; 0: it did not yet
   };
   struct Job {
     ValueRef value;
@@ -127,6 +134,8 @@ class GpuTier {
   void Run();
   void MoveDown(Down& down);
   void MoveUp(Up& up);
+  // It comes back to the queue when a region was made, or will not be.
+  void Postpone(Up& up, DeviceSet growing);
   void Carry(Job& job);
   Status CopyBytes(const WriteHandle& to, const BulkValue& from);
   Status CopyOn(size_t device, char* to, const char* from, uint64_t bytes);
@@ -159,6 +168,7 @@ class GpuTier {
   std::unordered_map<const BulkValue*, std::shared_ptr<Job>> waiting_ GUARDED_BY(mu_);
   std::deque<Down> down_ GUARDED_BY(mu_);
   std::deque<Up> up_ GUARDED_BY(mu_);
+  size_t postponed_ GUARDED_BY(mu_) = 0;
   std::vector<std::thread> threads_;
 };
 

@@ -95,8 +95,11 @@ Result<std::unique_ptr<Region>> Region::CreateOnDevice(uint32_t id, DeviceMemory
                                                        size_t number, size_t bytes) {
   auto range = device.Allocate(bytes);
   if (!range) return tl::unexpected<Error>(std::move(range.error()));
+  auto handle = (*range)->Export();
+  if (!handle) return tl::unexpected<Error>(std::move(handle.error()));
   std::unique_ptr<Region> region(
       new Region(id, Kind::kShared, protocol::Tier::kGpu, (*range)->bytes()));
+  region->handle_ = std::move(*handle);
   region->device_ = &device;
   region->device_number_ = number;
   region->range_ = std::move(*range);

@@ -45,6 +45,7 @@ class Region {
   static Result<std::unique_ptr<Region>> Create(uint32_t id, Kind kind, size_t bytes,
                                                 const RegionOptions& options);
   // In the memory of a device, which is number `number` of the tenant's.  As large as it gives.
+  // Blocks as long as its driver does, and exports it, so that nobody else must call that.
   static Result<std::unique_ptr<Region>> CreateOnDevice(uint32_t id, DeviceMemory& device,
                                                         size_t number, size_t bytes);
   ~Region();
@@ -62,6 +63,8 @@ class Region {
   DeviceMemory* device() const { return device_; }
   size_t device_number() const { return device_number_; }
   const DeviceMemory::Range* range() const { return range_.get(); }
+  // What other processes need to map it, if it is on a device.
+  const DeviceMemory::Handle& handle() const { return handle_; }
   // Where it is, for copies: on the device, if it is there.
   char* address() const { return range_ != nullptr ? range_->data() : data_; }
   // Open for writing: only for the session that writes an arena, to map it.
@@ -95,6 +98,7 @@ class Region {
   DeviceMemory* device_ = nullptr;
   size_t device_number_ = 0;
   std::unique_ptr<DeviceMemory::Range> range_;
+  DeviceMemory::Handle handle_;
 };
 
 // Maps `bytes` of `fd` at an address aligned for huge pages; null and errno on failure.

@@ -105,8 +105,12 @@ Result<std::unique_ptr<Tenant>> Tenant::Create(const TenantOptions& options) {
 
 void Tenant::OpenGpu(const GpuTierOptions& options) {
   GpuTier::Hooks hooks;
-  hooks.reserve = [this](uint64_t length, DeviceSet on) {
-    return ReserveInGpu(length, on, false, UnixMs());
+  hooks.reserve = [this](uint64_t length, DeviceSet on, DeviceSet* growing) {
+    return ReserveInGpu(length, on, false, UnixMs(), growing);
+  };
+  hooks.await = [this](DeviceSet growing, int64_t since_ms, int64_t until_ms,
+                       std::function<void()> call) {
+    pool_->growth()->Wait(growing, since_ms, until_ms, std::move(call));
   };
   hooks.reserve_dram = [this](uint64_t length, int64_t wait_ms, bool evicts) {
     auto handle = ReserveAndWait(length, MemoryWaitMs(wait_ms, length), evicts);
@@ -140,7 +144,7 @@ void Tenant::OpenCxl(const CxlTierOptions& options) {
   cxl_ = std::make_unique<CxlTier>(options, *keyspace_, bulk_policy_, std::move(hooks));
 }
 
-Tenant::~Tenant() = default;
+Tenant::~Tenant() { CloseMoves(); }
 
 Status Tenant::OpenSsd(const SsdTierOptions& options, int64_t now_ms) {
   auto tier = SsdTier::Open(
@@ -202,12 +206,13 @@ bool Tenant::MaintainCxl(int64_t now_ms) {
 bool Tenant::MaintainGpu(int64_t now_ms) {
   if (gpu_ == nullptr) return false;
   bool more = false;
+  pool_->growth()->Tick(now_ms);
   const double high = gpu_->options().high_watermark;
   const double low = high - gpu_->options().evict_ratio;
   for (size_t i = 0; i < gpu_->devices().size(); ++i) {
     if (now_ms >= device_upkeep_[i].probe_ms) {
       device_upkeep_[i].probe_ms = now_ms + kProbeMs;
-      gpu_->devices()[i]->Probe();
+      pool_->growth()->Probe(i);
     }
     if (gpu_->devices()[i]->lost()) {
       more |= DropDevice(i, now_ms);
@@ -275,7 +280,8 @@ bool Tenant::Quiet() {
   for (const auto& budget : gpu_budgets_) memory += budget->used_bytes() + budget->region_bytes();
   const bool same = std::exchange(memory_seen_, memory) == memory;
   quiet_ = same && memory_queue_.empty() && coming_bytes() == 0 && !pool_->Drains() &&
-           (gpu_ == nullptr || gpu_->queued_bytes() == 0) && (ssd_ == nullptr || !ssd_->WarmsUp());
+           (gpu_ == nullptr ||
+            (gpu_->queued_bytes() == 0 && pool_->growth()->waiting() == 0)) && (ssd_ == nullptr || !ssd_->WarmsUp());
   return quiet_;
 }
 

@@ -66,6 +66,7 @@ class Tenant {
   // Ends what moves values within memory, before SsdTier::Save(); nobody else uses the tenant any
   // more.
   void CloseMoves() {
+    if (pool_ != nullptr && pool_->growth() != nullptr) pool_->growth()->Stop();
     if (gpu_ != nullptr) gpu_->Stop();  // what it calls meanwhile finds it
     gpu_.reset();
     cxl_.reset();
@@ -95,10 +96,13 @@ class Tenant {
   // regions that values and clients leave); wait in memory_queue() and try again.
   // In the tier that is preferred if there is one and it has room, else in DRAM.  What the server
   // writes itself is never on a device.
+  // `growing`: null, or the writer waits where a region is being made on devices: then they are in
+  // *growing, and kBusy comes back; wait in pool().growth() and try again.
   using Tier = protocol::Tier;
   Result<WriteHandle> Reserve(uint64_t length, int64_t now_ms, const Preference& preference = {});
   Result<WriteHandle> ReserveInArena(SessionId session, uint64_t length, int64_t now_ms,
-                                     const Preference& preference = {});
+                                     const Preference& preference = {},
+                                     DeviceSet* growing = nullptr);
 
   MemoryQueue& memory_queue() { return memory_queue_; }
 
@@ -184,9 +188,9 @@ class Tenant {
   // In CXL memory; evicts there.  kOutOfMemory, kBusy as Reserve().
   Result<WriteHandle> ReserveInCxl(SessionId session, uint64_t length, int64_t now_ms);
   // On one of those devices, the emptiest first; evicts only where no other has room, and no more than
-  // `length`.  kOutOfMemory, kBusy likewise.
+  // `length`.  kOutOfMemory, kBusy likewise; *growing as for ReserveInArena().
   Result<WriteHandle> ReserveInGpu(uint64_t length, DeviceSet devices, bool by_client,
-                                   int64_t now_ms);
+                                   int64_t now_ms, DeviceSet* growing);
   bool EvictToLimit(int64_t now_ms);
   // Evicts one value or a handful of entries; returns the bytes that will come back, now or when
   // they are on the SSD; 0: nothing is evictable, or too much is on its way.

@@ -52,19 +52,25 @@ Result<WriteHandle> Tenant::Reserve(uint64_t length, int64_t now_ms,
 }
 
 Result<WriteHandle> Tenant::ReserveInArena(SessionId session, uint64_t length, int64_t now_ms,
-                                           const Preference& preference) {
+                                           const Preference& preference, DeviceSet* growing) {
   if (preference.tier == Tier::kCxl && cxl_ != nullptr && cxl_->Holds(length)) {
     if (auto handle = ReserveInCxl(session, length, now_ms)) return handle;
   }
   if (preference.tier == Tier::kGpu && gpu_ != nullptr && session != kNoSession &&
       gpu_->Holds(length)) {
-    if (auto handle = ReserveInGpu(length, preference.devices, true, now_ms)) return handle;
+    DeviceSet on = 0;
+    auto handle = ReserveInGpu(length, preference.devices, true, now_ms, &on);
+    if (handle) return handle;
+    if (growing != nullptr && on != 0) {
+      *growing = on;
+      return handle;
+    }
   }
   return ReserveWith(session, length, now_ms);
 }
 
 Result<WriteHandle> Tenant::ReserveInGpu(uint64_t length, DeviceSet devices, bool by_client,
-                                         int64_t now_ms) {
+                                         int64_t now_ms, DeviceSet* growing) {
   const std::vector<DeviceMemory*>& all = gpu_->devices();
   struct Candidate {
     size_t device;
@@ -81,11 +87,15 @@ Result<WriteHandle> Tenant::ReserveInGpu(uint64_t length, DeviceSet devices, boo
   const std::span<Candidate> order = std::span(candidates).first(count);
   std::stable_sort(order.begin(), order.end(),
                    [](const Candidate& a, const Candidate& b) { return a.free > b.free; });
+  // One grows, the emptiest that can; but who finds room on another takes that.
   Result<WriteHandle> handle;
+  *growing = 0;
   for (const Candidate& candidate : order) {
-    handle = pool_->ReserveOnDevice(candidate.device, length, by_client);
+    handle = pool_->ReserveOnDevice(candidate.device, length, by_client, *growing == 0);
     if (handle) return handle;
+    if (handle.error().code == ErrorCode::kBusy) *growing |= DeviceSet{1} << candidate.device;
   }
+  if (*growing != 0) return Fail(ErrorCode::kBusy, "a region is being made on a device");
   // Room for the next: values leave by copies, which nobody waits for here.
   for (const Candidate& candidate : order) {
     const size_t device = candidate.device;
@@ -98,7 +108,7 @@ Result<WriteHandle> Tenant::ReserveInGpu(uint64_t length, DeviceSet devices, boo
       any = true;
     }
     // Those that were dropped left room already.
-    if (any) handle = pool_->ReserveOnDevice(device, length, by_client);
+    if (any) handle = pool_->ReserveOnDevice(device, length, by_client, false);
     if (handle) return handle;
     if (gpu_->leaving_bytes(device) > 0) {
       return Fail(ErrorCode::kBusy, handle.error().message + " on the device yet");

@@ -471,6 +471,121 @@ TEST_P(GpuServerTest, ALostDeviceCostsItsKeysNotTheServer) {
   session.AwaitGone(region);
 }
 
+// The only loop serves everybody else.
+TEST_P(GpuServerTest, WhileADeviceMakesARegionOnlyWhoWantsToWriteThereWaits) {
+  if (kind() != gpu::Kind::kDouble) GTEST_SKIP() << "a GPU does not wait on request";
+  NEED_DEVICES(2);
+  doubles_[0]->HoldAllocations(true);
+  Start({{"gpu-memory", "64mb"}, {"io-threads", "1"}});
+  RawSession other(*server_);
+  GpuSession session(*server_, kind());
+  auto leaver = std::make_unique<GpuSession>(*server_, kind());
+  ASSERT_TRUE(session.Attach());
+  ASSERT_TRUE(leaver->Attach());
+  ASSERT_TRUE(other.Attach());
+  const auto waiting = [&](const char* count) {
+    return Eventually([&] { return Info(other, "tier_gpu_waiting_for_regions") == count; });
+  };
+  const std::string there = "gpu:" + Uuid(0);
+  EXPECT_TRUE(Eventually([&] { return doubles_[0]->allocations_held() == 1; }));
+  session.Send({"KV.ALLOC", "2", "d", "200000", "key", "200000", "PREFER", there});
+  session.Send({"ECHO", "after"});
+  leaver->Send({"KV.ALLOC", "1", "k", "200000", "PREFER", there});
+  EXPECT_TRUE(waiting("2"));
+  // All else goes on: the loop, DRAM, the other device.
+  EXPECT_EQ(other.Run({"PING"}), "PONG");
+  EXPECT_EQ(other.Run({"SET", "dram", Stamped(1)}), "OK");
+  EXPECT_TRUE(other.Run({"GET", "dram"}) == Stamped(1));
+  EXPECT_NE(other.Alloc("arena", kLength, "dram").region, 0u);
+  GpuSession second(*server_, kind());
+  ASSERT_TRUE(second.Attach());
+  EXPECT_EQ(second.Put("second", Stamped(2), "gpu:" + Uuid(1)), Uuid(1));
+  EXPECT_EQ(second.Put("any", Stamped(3), "gpu"), Uuid(1));
+  EXPECT_EQ(doubles_[0]->allocations_held(), 1);
+  EXPECT_EQ(server_->tenant().gpu_budget(0).used_bytes(), 0u);
+  // One whose client has gone by then: its end is seen when its command has run.
+  leaver.reset();
+  doubles_[0]->HoldAllocations(false);
+  const auto reply = Lines(session.Receive());
+  ASSERT_EQ(reply.size(), 8u);
+  for (const size_t at : {1, 5}) {
+    gpu::DeviceRegion* const region =
+        session.Import(static_cast<uint32_t>(std::stoul(reply[at])));
+    ASSERT_NE(region, nullptr);
+    EXPECT_EQ(region->device().ToString(), Uuid(0));
+  }
+  EXPECT_EQ(session.Receive(), "after");
+  EXPECT_TRUE(waiting("0"));
+  EXPECT_TRUE(Eventually([&] { return server_->server().Sessions().size() == 3; }));
+  EXPECT_EQ(session.Run({"KV.ABORT", "2", "d", reply[0], "key", reply[4]}), "1\n1");
+  EXPECT_EQ(session.Put("key", Stamped(4), there), Uuid(0));
+  EXPECT_TRUE(Eventually([&] { return server_->tenant().gpu_budget(0).used_bytes() < 2 * kLength; }))
+      << "nothing is left of who went";
+}
+
+TEST_P(GpuServerTest, WhoWaitedForARegionThatIsRefusedGetsDram) {
+  if (kind() != gpu::Kind::kDouble) GTEST_SKIP() << "a GPU does not refuse on request";
+  NEED_DEVICES(2);
+  doubles_[0]->HoldAllocations(true);
+  Start();
+  GpuSession session(*server_, kind());
+  ASSERT_TRUE(session.Attach());
+  RawSession other(*server_);
+  EXPECT_TRUE(Eventually([&] { return doubles_[0]->allocations_held() == 1; }));
+  session.Send({"KV.ALLOC", "1", "key", "200000", "PREFER", "gpu:" + Uuid(0)});
+  EXPECT_TRUE(Eventually([&] { return Info(other, "tier_gpu_waiting_for_regions") == "1"; }));
+  doubles_[0]->FailCallAfter(0);
+  doubles_[0]->HoldAllocations(false);
+  const auto reply = Lines(session.Receive());
+  ASSERT_EQ(reply.size(), 4u);
+  EXPECT_EQ(session.Import(static_cast<uint32_t>(std::stoul(reply[1]))), nullptr);
+  EXPECT_EQ(session.message().tier, protocol::Tier::kDram);
+  // It is asked again after a while.
+  EXPECT_TRUE(Eventually([&] {
+    return session.Import(session.Alloc("later", 4096, "gpu:" + Uuid(0)).region) != nullptr;
+  }));
+}
+
+TEST_P(GpuServerTest, ADeviceThatDoesNotAnswerIsWaitedForOnce) {
+  if (kind() != gpu::Kind::kDouble) GTEST_SKIP() << "a GPU does not wait on request";
+  NEED_DEVICES(1);
+  doubles_[0]->HoldAllocations(true);
+  Start({{"gpu-memory", "64mb"}, {"memory-wait", "30"}, {"shutdown-timeout", "0"}});
+  GpuSession session(*server_, kind());
+  ASSERT_TRUE(session.Attach());
+  const auto on_device = [&] {
+    return session.Import(session.Alloc("key", 4096, "gpu").region) != nullptr;
+  };
+  EXPECT_FALSE(on_device());
+  EXPECT_EQ(session.message().tier, protocol::Tier::kDram);
+  EXPECT_NE(Info(session, "gpu_device0", "gpu").find("state=silent"), std::string::npos);
+  // Nobody waits any more, however long that would be.
+  EXPECT_EQ(session.Run({"CONFIG", "SET", "memory-wait", "3600000"}), "OK");
+  EXPECT_FALSE(on_device());
+  doubles_[0]->HoldAllocations(false);
+  EXPECT_TRUE(Eventually(on_device));
+  EXPECT_NE(Info(session, "gpu_device0", "gpu").find("state=up"), std::string::npos);
+}
+
+// A call into a driver cannot be broken off: it is the last that is waited for.
+TEST_P(GpuServerTest, AStopSavesAllBeforeItWaitsForADriver) {
+  if (kind() != gpu::Kind::kDouble) GTEST_SKIP() << "a GPU does not wait on request";
+  NEED_DEVICES(1);
+  doubles_[0]->HoldAllocations(true);
+  Start({{"gpu-memory", "64mb"}, {"shutdown-timeout", "0"}});
+  GpuSession session(*server_, kind());
+  ASSERT_TRUE(session.Attach());
+  EXPECT_TRUE(Eventually([&] { return doubles_[0]->allocations_held() == 1; }));
+  session.Send({"KV.ALLOC", "1", "key", "200000", "PREFER", "gpu"});
+  bool called = false;
+  server_->server().set_on_silent_gpu([&] {
+    called = true;
+    doubles_[0]->HoldAllocations(false);
+  });
+  server_->Stop();
+  EXPECT_TRUE(called);
+}
+
 TEST_P(GpuServerTest, EvictionGoesThroughDramToTheSsdAndAStopSavesAll) {
   NEED_DEVICES(1);
   std::string directory = std::filesystem::temp_directory_path() / "moonpool-gpu-XXXXXX";

@@ -294,8 +294,7 @@ TEST_F(GpuTierTest, AValueThatNoRegionCouldHoldEvictsNothing) {
   ASSERT_EQ(Places(72)["gpu"], 72);
   ASSERT_EQ(t_.tenant->gpu_budget(0).region_bytes(), 16 * kMiB);
   for (int i = 0; i < 20; ++i) {
-    const auto handle = t_.tenant->ReserveInArena(TieredTenant::kGpuWriter, 2'500'000, UnixNowMs(),
-                                                  Tier::kGpu);
+    const auto handle = t_.Reserve(2'500'000, Tier::kGpu);
     ASSERT_TRUE(handle);
     EXPECT_EQ(handle->extent().region->tier(), Tier::kDram);
   }
@@ -325,18 +324,101 @@ TEST_F(GpuTierTest, DramGrowsWhileADeviceDoes) {
   t_.UseGpu(16 * kMiB);
   t_.Open();
   gpu().HoldAllocations(true);
-  std::thread upkeep([&] { t_.tenant->Maintain(UnixNowMs()); });
+  t_.tenant->Maintain(UnixNowMs());
   EXPECT_TRUE(Eventually([&] { return gpu().allocations() > 0; }));
-  std::atomic<bool> done{false};
-  std::thread writer([&] {
-    for (uint64_t key = 0; key < 60; ++key) t_.Set(Numbered(key), key, 1);
-    EXPECT_TRUE(t_.tenant->pool().CouldHold(kLength));
-    done = true;
-  });
-  EXPECT_TRUE(Eventually([&] { return done.load(); }));
+  for (uint64_t key = 0; key < 60; ++key) t_.Set(Numbered(key), key, 1);
+  EXPECT_TRUE(t_.tenant->pool().CouldHold(kLength));
+  Rest();
   gpu().HoldAllocations(false);
-  upkeep.join();
-  writer.join();
+}
+
+// Nobody waits within a driver but the device's own thread.
+TEST_F(GpuTierTest, ADeviceThatMakesNoRegionStopsNothingElse) {
+  t_.UseGpu(16 * kMiB, 2);
+  t_.Open();
+  gpu(0).HoldAllocations(true);
+  DeviceSet growing = 0;
+  const auto reserve = [&](DeviceSet devices, DeviceSet* on) {
+    return t_.tenant->ReserveInArena(TieredTenant::kGpuWriter, kLength, UnixNowMs(),
+                                     {Tier::kGpu, devices}, on);
+  };
+  auto there = reserve(1, &growing);
+  ASSERT_FALSE(there);
+  EXPECT_EQ(there.error().code, ErrorCode::kBusy);
+  EXPECT_EQ(growing, 1u);
+  EXPECT_TRUE(Eventually([&] { return gpu(0).allocations() == 1; }));
+  Rest();
+  // The other device, DRAM, and who does not want to wait.
+  Put("other", 1, 1, kLength, 2);
+  EXPECT_EQ(t_.Hold("other")->device(), &gpu(1));
+  growing = 0;
+  auto any = reserve(3, &growing);
+  ASSERT_TRUE(any);
+  EXPECT_EQ(growing, 0u) << "the other has room, though it is fuller";
+  EXPECT_EQ(any->extent().region->device(), &gpu(1));
+  auto dram = reserve(1, nullptr);
+  ASSERT_TRUE(dram);
+  EXPECT_EQ(dram->extent().region->tier(), Tier::kDram);
+  // Moves to it are put off, and others overtake them.
+  for (uint64_t key = 0; key < 5; ++key) {
+    t_.Set(Numbered(key), key, 1);
+    t_.tenant->gpu()->Promote(t_.Hold(Numbered(key)), 1);
+  }
+  EXPECT_TRUE(Eventually([&] { return t_.tenant->pool().growth()->waiting() == 5; }));
+  EXPECT_EQ(stats().queued_values, 5u);
+  t_.Set("moves", 7, 1);
+  t_.tenant->gpu()->Promote(t_.Hold("moves"), 2);
+  EXPECT_TRUE(Eventually([&] { return t_.TierOf("moves") == "gpu"; }));
+  EXPECT_EQ(gpu(0).allocations(), 1u);
+  gpu(0).HoldAllocations(false);
+  Rest();
+  for (uint64_t key = 0; key < 5; ++key) {
+    EXPECT_EQ(t_.TierOf(Numbered(key)), "gpu") << key;
+    EXPECT_EQ(t_.Get(Numbered(key), key).version, 1u);
+  }
+  EXPECT_TRUE(reserve(1, nullptr)->extent().region->device() == &gpu(0));
+}
+
+TEST_F(GpuTierTest, ADeviceThatIsWaitedForInVainIsWaitedForNoMore) {
+  t_.UseGpu(16 * kMiB);
+  t_.tenant_options.gpu.wait_ms = 20;
+  t_.Open();
+  gpu().HoldAllocations(true);
+  t_.Set("key", 7, 1);
+  Promote("key");
+  EXPECT_EQ(stats().refused, 1u);
+  EXPECT_EQ(t_.TierOf("key"), "dram");
+  EXPECT_EQ(t_.tenant->pool().growth()->state(0), DeviceGrowth::State::kSilent);
+  DeviceSet growing = 0;
+  auto handle = t_.tenant->ReserveInArena(TieredTenant::kGpuWriter, kLength, UnixNowMs(),
+                                          Tier::kGpu, &growing);
+  ASSERT_TRUE(handle);
+  EXPECT_EQ(handle->extent().region->tier(), Tier::kDram);
+  EXPECT_EQ(growing, 0u);
+  gpu().HoldAllocations(false);
+  EXPECT_TRUE(Eventually([&] {
+    Promote("key");
+    return t_.TierOf("key") == "gpu";
+  }));
+}
+
+TEST_F(GpuTierTest, AnEndWhileADeviceMakesARegionWaitsForThatLast) {
+  t_.UseGpu(16 * kMiB);
+  t_.Open();
+  gpu().HoldAllocations(true);
+  t_.Set("key", 7, 1);
+  t_.tenant->gpu()->Promote(t_.Hold("key"), kAllDevices);
+  EXPECT_TRUE(Eventually([&] { return t_.tenant->pool().growth()->waiting() == 1; }));
+  t_.tenant->CloseMoves();
+  EXPECT_EQ(t_.TierOf("key"), "dram");
+  std::atomic<bool> ended{false};
+  std::thread end([&] {
+    t_.tenant.reset();
+    ended = true;
+  });
+  EXPECT_FALSE(ended);
+  gpu().HoldAllocations(false);
+  end.join();
 }
 
 TEST_F(GpuTierTest, ItIsQuietWhenNothingChangesOnDevicesEither) {
@@ -458,8 +540,7 @@ TEST_F(GpuTierTest, AReservationGivenUpIsNotReusedAtOnce) {
   t_.UseGpu(8 * kMiB);
   t_.tenant_options.policy = MaxmemoryPolicy::kNoEviction;
   t_.Open();
-  auto given_up =
-      t_.tenant->ReserveInArena(TieredTenant::kGpuWriter, kLength, UnixNowMs(), Tier::kGpu);
+  auto given_up = t_.Reserve(kLength, Tier::kGpu);
   ASSERT_TRUE(given_up);
   const Extent extent = given_up->extent();
   ASSERT_NE(extent.region->device(), nullptr);
@@ -471,8 +552,7 @@ TEST_F(GpuTierTest, AReservationGivenUpIsNotReusedAtOnce) {
   };
   std::vector<WriteHandle> taken;
   for (;;) {
-    auto handle =
-        t_.tenant->ReserveInArena(TieredTenant::kGpuWriter, kLength, UnixNowMs(), Tier::kGpu);
+    auto handle = t_.Reserve(kLength, Tier::kGpu);
     ASSERT_TRUE(handle);
     if (handle->extent().region->device() == nullptr) break;
     EXPECT_FALSE(overlaps(handle->extent()));
@@ -481,8 +561,7 @@ TEST_F(GpuTierTest, AReservationGivenUpIsNotReusedAtOnce) {
   // But later.
   EXPECT_TRUE(Eventually([&] {
     t_.tenant->Maintain(UnixNowMs());
-    auto handle =
-        t_.tenant->ReserveInArena(TieredTenant::kGpuWriter, kLength, UnixNowMs(), Tier::kGpu);
+    auto handle = t_.Reserve(kLength, Tier::kGpu);
     const bool again = handle && overlaps(handle->extent());
     if (handle && handle->extent().region->device() != nullptr) taken.push_back(std::move(*handle));
     return again;
@@ -496,9 +575,13 @@ TEST_F(GpuTierTest, RegionsAreOfOneTenant) {
   auto other = Tenant::Create(t_.tenant_options);
   ASSERT_TRUE(other) << other.error().message;
   Put("key", 5, 1);
-  auto theirs =
-      (*other)->ReserveInArena(TieredTenant::kGpuWriter, kLength, UnixNowMs(), Tier::kGpu);
-  ASSERT_TRUE(theirs);
+  Result<WriteHandle> theirs;
+  DeviceSet growing = 0;
+  EXPECT_TRUE(Eventually([&] {
+    theirs = (*other)->ReserveInArena(TieredTenant::kGpuWriter, kLength, UnixNowMs(), Tier::kGpu,
+                                      &growing);
+    return theirs.has_value();
+  }));
   const uint32_t mine = t_.Hold("key")->extent().region->id();
   const uint32_t their_id = theirs->extent().region->id();
   EXPECT_NE(mine, their_id);
@@ -537,8 +620,7 @@ TEST_F(GpuTierTest, ALostDeviceCostsItsKeysAndNothingElse) {
   for (uint64_t key = 30; key < 40; ++key) t_.Set(Numbered(key), key, 1);
   Put("reserved", 1, 1, kLength, 1);
   ValueRef held = t_.Hold(Numbered(0));
-  auto reserved =
-      t_.tenant->ReserveInArena(TieredTenant::kGpuWriter, kLength, UnixNowMs(), {Tier::kGpu, 1});
+  auto reserved = t_.Reserve(kLength, {Tier::kGpu, 1});
   gpu(0).Die();
   EXPECT_TRUE(Eventually([&] {
     t_.KeepUp();

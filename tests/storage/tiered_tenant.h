@@ -92,9 +92,19 @@ class TieredTenant {
   // SET of a large value, waiting for memory as the server does.
   void Set(const std::string& name, uint64_t key, uint64_t version, uint64_t length = kLength,
            const Preference& preference = {}) {
+    Result<WriteHandle> handle = Reserve(length, preference);
+    ASSERT_TRUE(handle) << handle.error().message;
+    Write(*handle, {key, version});
+    ValueRef value = std::move(*handle).Publish();
+    KeyLock lock(tenant->keyspace(), name, UnixNowMs());
+    lock.key.SetBulk(std::move(value));
+  }
+  // Waits for memory, and for a region that is being made on a device.
+  Result<WriteHandle> Reserve(uint64_t length, const Preference& preference) {
+    DeviceSet growing = 0;
     const auto reserve = [&] {
       return preference.tier == protocol::Tier::kGpu
-                 ? tenant->ReserveInArena(kGpuWriter, length, UnixNowMs(), preference)
+                 ? tenant->ReserveInArena(kGpuWriter, length, UnixNowMs(), preference, &growing)
                  : tenant->Reserve(length, UnixNowMs(), preference);
     };
     Result<WriteHandle> handle = reserve();
@@ -105,11 +115,7 @@ class TieredTenant {
       }
       return handle || handle.error().code != ErrorCode::kBusy;
     }));
-    ASSERT_TRUE(handle) << handle.error().message;
-    Write(*handle, {key, version});
-    ValueRef value = std::move(*handle).Publish();
-    KeyLock lock(tenant->keyspace(), name, UnixNowMs());
-    lock.key.SetBulk(std::move(value));
+    return handle;
   }
   // As the writer of the reservation does it.
   static void Write(const WriteHandle& handle, const Stamp& stamp) {
