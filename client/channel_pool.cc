@@ -50,11 +50,13 @@ ClientImpl::Borrowed ClientImpl::Borrow(Status* status) {
         break;
       }
       if (open_ < options_.connections) break;
+      // Who was woken looks first, however late: nobody else was woken for that connection.
       const auto left = deadline - Clock::now();
-      if (left <= Clock::duration::zero() || !channel_free_.WaitFor(mu_, left)) {
+      if (left <= Clock::duration::zero()) {
         *status = {Code::kTimeout, "every connection stayed in use; raise connections"};
         return Borrowed(this, nullptr);
       }
+      channel_free_.WaitFor(mu_, left);
     }
     ++open_;
     common.memory = memory_;
@@ -102,11 +104,13 @@ ClientImpl::Borrowed ClientImpl::BorrowThat(const std::shared_ptr<Channel>& chan
       *status = {Code::kUnavailable, "its connection is lost"};
       return Borrowed(this, nullptr);
     }
-    if (Clock::now() >= deadline) {
+    const auto left = deadline - Clock::now();
+    if (left <= Clock::duration::zero()) {
       *status = {Code::kTimeout, "its connection stayed in use"};
       return Borrowed(this, nullptr);
     }
-    that_free_.WaitFor(mu_, kVisitPause);
+    // Whoever has it calls GiveBack(), which wakes all here and one of those that take any.
+    that_free_.WaitFor(mu_, left);
   }
 }
 
