@@ -698,7 +698,8 @@ class BusySession : public testing::Test {
     devices = gpu::MakeHostDevices(options);
     ReplaceGpuDevices({devices[0].get(), devices[1].get()});
     server = std::make_unique<LiveServer>();
-    client = server->Connect("connections=2&timeout_ms=60000");
+    // Longer than Eventually() looks: whoever is not woken is late.
+    client = server->Connect("connections=2&timeout_ms=240000");
     for (const auto& device : devices) {
       auto block = device->NewDeviceBlock(kBytes);
       EXPECT_TRUE(block);
@@ -769,18 +770,22 @@ TEST_F(BusySession, WhoLooksDoesNotWait) {
 
 // Who waits for that connection must not be woken instead of those that take any.
 TEST_F(BusySession, OthersGetTheOther) {
-  const std::string value(4 << 20, 'v');
+  // Without a lease, whose release would wake somebody.
+  const std::string value(50'000, 'v');
   ASSERT_TRUE(client->Set("k", value).ok());
   for (int round = 0; round < 200 && !HasFailure(); ++round) {
-    std::thread both[2];
-    for (std::thread& one : both) {
+    std::atomic<size_t> served{0};
+    std::thread all[4];
+    for (std::thread& one : all) {
       one = std::thread([&] {
         std::string got;
         const Status status = client->Get("k", &got);
         EXPECT_TRUE(status.ok()) << status.message;
+        ++served;
       });
     }
-    for (std::thread& one : both) one.join();
+    EXPECT_TRUE(Eventually([&] { return served == std::size(all); }));
+    for (std::thread& one : all) one.join();
   }
 }
 
