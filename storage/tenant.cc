@@ -281,7 +281,8 @@ bool Tenant::Quiet() {
   const bool same = std::exchange(memory_seen_, memory) == memory;
   quiet_ = same && memory_queue_.empty() && coming_bytes() == 0 && !pool_->Drains() &&
            (gpu_ == nullptr ||
-            (gpu_->queued_bytes() == 0 && pool_->growth()->waiting() == 0)) && (ssd_ == nullptr || !ssd_->WarmsUp());
+            (gpu_->queued_bytes() == 0 && pool_->growth()->waiting() == 0)) &&
+           (ssd_ == nullptr || !ssd_->WarmsUp());
   return quiet_;
 }
 
