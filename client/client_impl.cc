@@ -232,8 +232,12 @@ Status ClientImpl::RegisterBuffer(void* data, size_t size) {
     next->insert(behind, {begin, begin + size, device});
     registered_ = std::move(next);
   }
-  if (device != nullptr) return {};
-  rdma_->Declare(data, size);
+  if (device != nullptr) {
+    const bool direct = options_.gpu_rdma != Options::GpuChoice::kNo;
+    if (direct && device->info().dmabuf) rdma_->Declare(data, size, device);
+    return {};
+  }
+  rdma_->Declare(data, size, nullptr);
   // Whole pages inside the buffer; the kernel faults them in without changing a byte.  Kernels
   // before 5.14 cannot, and then the first transfer does it.
   const uintptr_t first = (begin + 4095) & ~uintptr_t{4095};
@@ -255,11 +259,9 @@ Status ClientImpl::UnregisterBuffer(void* data) {
     }
   }
   if (found.begin == 0) return {Code::kInvalidArgument, "the buffer is not registered"};
-  if (found.device == nullptr) {
-    // Servers know it by their sessions.
-    VisitQueuePairs([&](RdmaSession& rdma) { rdma.Forget(data, found.end - found.begin); });
-    rdma_->Withdraw(data);
-  }
+  // Servers know it by their sessions.
+  VisitQueuePairs([&](RdmaSession& rdma) { rdma.Forget(data, found.end - found.begin); });
+  rdma_->Withdraw(data);
   MutexLock lock(mu_);
   auto rest = std::make_shared<KnownMemories>(*registered_);
   std::erase_if(*rest, [begin](const KnownMemory& memory) { return memory.begin == begin; });
@@ -297,6 +299,8 @@ Stats ClientImpl::stats() const {
   stats.gpu_values = get(counters_.gpu_values);
   stats.gpu_staged_values = get(counters_.gpu_staged_values);
   stats.gpu_unpinned_values = get(counters_.gpu_unpinned_values);
+  stats.gpu_rdma_direct_values = get(counters_.gpu_rdma_direct_values);
+  stats.gpu_rdma_error = rdma_->device_memory_error();
   MutexLock lock(mu_);
   stats.gpu_error = memory_ != nullptr ? memory_->import_error() : std::string();
   return stats;

@@ -75,6 +75,7 @@ struct Counters {
   std::atomic<uint64_t> gpu_values{0};
   std::atomic<uint64_t> gpu_staged_values{0};
   std::atomic<uint64_t> gpu_unpinned_values{0};
+  std::atomic<uint64_t> gpu_rdma_direct_values{0};
 
   void Read(Transport transport, uint64_t bytes) {
     values_read[static_cast<size_t>(transport)].fetch_add(1, std::memory_order_relaxed);
@@ -311,9 +312,12 @@ class ClientImpl {
   void RunPulls(Channel& channel, std::span<const Pull> pulls, GetBatch& batch);
   bool PrepareRead(Channel& channel, const Pull& pull, GetBatch& batch);
   void RunReads(Channel& channel, RdmaSession& rdma, std::span<const Pull> pulls, GetBatch& batch);
-  // So many of the first that their staged bytes are not too many.
+  // So many of the first that their staged bytes are not too many.  `not_direct`: takes those that
+  // could not be read into device memory; null: all are staged.
   size_t ReadSome(Channel& channel, RdmaSession& rdma, std::span<const Pull> pulls,
-                  GetBatch& batch);
+                  std::vector<Pull>* not_direct, GetBatch& batch);
+  // Whether READs may land in the key's device memory.
+  bool MayLandOnDevice(const Pull& pull, const GetBatch& batch) const;
   // The bytes are those of the descriptor's version; what is left is their checksum.
   void Pulled(const Pull& pull, Transport transport, GetBatch& batch);
   // The whole value over RESP, for a view that cannot be one.

@@ -87,9 +87,10 @@ std::string ApplyOption(std::string_view name, std::string_view value, Options* 
     options->checksum = value == "yes";
     return "";
   }
-  if (name == "gpu") {
-    if (value != "auto" && value != "no") return "gpu is auto or no";
-    options->gpu = value == "auto" ? Options::GpuChoice::kAuto : Options::GpuChoice::kNo;
+  if (name == "gpu" || name == "gpu_rdma") {
+    if (value != "auto" && value != "no") return std::string(name) + " is auto or no";
+    (name == "gpu" ? options->gpu : options->gpu_rdma) =
+        value == "auto" ? Options::GpuChoice::kAuto : Options::GpuChoice::kNo;
     return "";
   }
   for (const auto& [text_name, field] : kTextOptions) {

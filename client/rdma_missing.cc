@@ -17,10 +17,11 @@ class NoRdma final : public RdmaTransport {
   Status Open(const RdmaOffer&, MoreTokens, std::unique_ptr<RdmaSession>*) override {
     return OpenDevices();
   }
-  void Declare(void*, size_t) override {}
+  void Declare(void*, size_t, gpu::Device*) override {}
   void Withdraw(void*) override {}
   uint64_t registered_bytes() const override { return 0; }
   std::string error() const override { return {}; }
+  std::string device_memory_error() const override { return {}; }
 };
 
 }  // namespace

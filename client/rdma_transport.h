@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "client/moonpool/client.h"
+#include "gpu/device.h"
 
 namespace moonpool::client {
 
@@ -54,16 +55,22 @@ class RdmaSession {
     uint32_t slot = 0;
     uint64_t generation = 0;
     std::span<const Buffer> into;  // exactly `length` bytes
+    // Device memory is among them: the bytes land there or are not read at all.
+    bool on_device = false;
   };
   enum class Outcome : uint8_t {
     kDone,
-    kChanged,      // the bytes are nobody's; a fresh descriptor will tell
-    kNotThere,     // the server does not show that region (any more); likewise
-    kUnreachable,  // no queue pair is left, or the deadline passed
+    kChanged,        // the bytes are nobody's; a fresh descriptor will tell
+    kNotThere,       // the server does not show that region (any more); likewise
+    kUnreachable,    // no queue pair is left, or the deadline passed
+    kNotRegistered,  // of those on_device: NICs do not reach all of it, nothing was read
+    kDeviceFailed,   // of those on_device: it cannot be told when the bytes are there
   };
-  // Nothing touches the buffers any more when it returns.  REQUIRES: Ready() was true.
-  virtual void Read(std::span<const Value> values, std::chrono::steady_clock::time_point deadline,
-                    std::vector<Outcome>* outcomes) = 0;
+  // Nothing touches the buffers any more when it returns: what had arrived in device memory, of
+  // whatever outcome, has been flushed, and work of the device finds it.  An error is that of
+  // kDeviceFailed.  REQUIRES: Ready() was true.
+  virtual Status Read(std::span<const Value> values, std::chrono::steady_clock::time_point deadline,
+                      std::vector<Outcome>* outcomes) = 0;
 
   // --- values that the server reads (KV.WRITE).  REQUIRES: Ready() was true
   // Where one is, in the server's words.
@@ -101,13 +108,16 @@ class RdmaTransport {
                       std::unique_ptr<RdmaSession>* session) = 0;
 
   // Memory that may be registered while it is declared.  REQUIRES: it overlaps none that is.
-  virtual void Declare(void* data, size_t bytes) = 0;
+  // `device`: whose memory it is, if one's.
+  virtual void Declare(void* data, size_t bytes, gpu::Device* device) = 0;
   // REQUIRES: every session has forgotten it.
   virtual void Withdraw(void* data) = 0;
 
   virtual uint64_t registered_bytes() const = 0;
   // Why the last try failed; empty when it did not.
   virtual std::string error() const = 0;
+  // Why NICs do not reach device memory that was declared, last; empty when they do.
+  virtual std::string device_memory_error() const = 0;
 };
 
 std::shared_ptr<RdmaTransport> NewRdmaTransport(const Options& options);

@@ -1,8 +1,9 @@
 // ClientImpl: values that the server reads out of this process's memory (KV.WRITE).
 //
-// What lies in a registered buffer is read from there.  The rest is copied into registered memory
-// of the session first: one copy that costs less than the two and the protocol work of a socket.
-// What is larger than that memory goes over tcp.
+// What lies in a registered buffer is read from there, be it a GPU's memory: what the GPU is to
+// read was written when the call began, and a NIC finds it.  The rest is copied into registered
+// memory of the session first: one copy that costs less than the two and the protocol work of a
+// socket.  What is larger than that memory goes over tcp.
 #include "client/client_impl.h"
 #include "client/errors.h"
 
@@ -46,15 +47,19 @@ bool NotMoved(const ReplyHeader& reply) {
 
 }  // namespace
 
-// Leaves small values, and those that cannot go this way, to SetOverTcp.
+// Leaves small values, and those that cannot go this way, to SetOverTcp.  Of a batch with device
+// memory only what is read from there: the caller brings the rest into host memory.
 bool ClientImpl::LetServerRead(Channel& channel, RdmaSession& rdma, PutBatch& batch,
                                const PutOptions& options) {
   RespStream& stream = channel.stream();
   std::vector<size_t> large;
   std::vector<size_t> rest;
+  const bool direct = !batch.gpu->empty();
   for (const size_t index : batch.pending) {
     const uint64_t bytes = batch.items[index].bytes;
-    (bytes > 0 && bytes >= channel.limits().bulk_threshold ? large : rest).push_back(index);
+    const bool wanted = bytes > 0 && bytes >= channel.limits().bulk_threshold &&
+                        (!direct || batch.gpu->Takes(index));
+    (wanted ? large : rest).push_back(index);
   }
   batch.pending.clear();
   const size_t most_keys = std::min(kWriteKeys, channel.limits().max_batch_keys);
@@ -71,7 +76,7 @@ bool ClientImpl::LetServerRead(Channel& channel, RdmaSession& rdma, PutBatch& ba
     return false;
   };
   const auto fall_back = [&](size_t index) {
-    counters_.FellBack(1);
+    if (!direct) counters_.FellBack(1);
     rest.push_back(index);
   };
   while (next < large.size()) {
@@ -84,7 +89,7 @@ bool ClientImpl::LetServerRead(Channel& channel, RdmaSession& rdma, PutBatch& ba
       const Source& source = batch.items[index];
       std::optional<RdmaSession::Place> place;
       if (source.pieces.size() == 1) place = rdma.PlaceOf(source.pieces[0].data, source.bytes);
-      if (!place) {
+      if (!place && !direct) {
         place = rdma.Stage(source.pieces, source.bytes);
         if (!place && !round.empty() && source.bytes <= rdma.staging_bytes()) break;
         if (place) counters_.rdma_staged_values.fetch_add(1, std::memory_order_relaxed);
@@ -124,6 +129,7 @@ bool ClientImpl::LetServerRead(Channel& channel, RdmaSession& rdma, PutBatch& ba
         batch.Error(index, FromErrorReply(element.text));
       } else if (element.type == ':') {
         counters_.Wrote(Transport::kRdma, length);
+        if (direct) counters_.gpu_rdma_direct_values.fetch_add(1, std::memory_order_relaxed);
         batch.Done(index, Code::kOk, Transport::kRdma, length);
       } else {
         stream.Unexpected("an element of KV.WRITE");

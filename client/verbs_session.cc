@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <utility>
+
+#include "client/errors.h"
 
 namespace moonpool::client {
 
@@ -82,24 +85,42 @@ void VerbsSession::Tend() {
   if (Crowded()) RetractAll(*use.get());
 }
 
-void VerbsSession::Read(std::span<const Value> values,
-                        std::chrono::steady_clock::time_point deadline,
-                        std::vector<Outcome>* outcomes) {
+Status VerbsSession::Read(std::span<const Value> values,
+                          std::chrono::steady_clock::time_point deadline,
+                          std::vector<Outcome>* outcomes) {
+  outcomes->assign(values.size(), Outcome::kUnreachable);
   std::vector<rdma::LocalPiece> pieces;
   std::vector<size_t> ends;
+  std::vector<size_t> read;  // of the values
   rdma::BufferCache::Pins pins;
+  std::vector<std::pair<size_t, rdma::BufferCache::Pins>> on_device;
   pieces.reserve(values.size());
   ends.reserve(values.size());
-  for (const Value& value : values) {
-    for (const Buffer& piece : value.into) {
-      shared_->buffers.Describe(static_cast<char*>(piece.data), piece.size, &pieces, &pins);
+  for (size_t i = 0; i < values.size(); ++i) {
+    const size_t first = pieces.size();
+    rdma::BufferCache::Pins mine;
+    rdma::BufferCache::Pins& keep = values[i].on_device ? mine : pins;
+    for (const Buffer& piece : values[i].into) {
+      shared_->buffers.Describe(static_cast<char*>(piece.data), piece.size, &pieces, &keep);
     }
+    if (values[i].on_device) {
+      // Without keys it would pass through memory of the engine's, by the processor.
+      if (std::any_of(pieces.begin() + static_cast<ptrdiff_t>(first), pieces.end(),
+                      [](const rdma::LocalPiece& piece) { return piece.keys == nullptr; })) {
+        pieces.resize(first);
+        (*outcomes)[i] = Outcome::kNotRegistered;
+        continue;
+      }
+      on_device.emplace_back(i, std::move(mine));
+    }
+    read.push_back(i);
     ends.push_back(pieces.size());
   }
+  if (read.empty()) return {};
   std::vector<rdma::TransferItem> items;
-  items.reserve(values.size());
-  for (size_t i = 0; i < values.size(); ++i) {
-    const Value& value = values[i];
+  items.reserve(read.size());
+  for (size_t i = 0; i < read.size(); ++i) {
+    const Value& value = values[read[i]];
     const size_t first = i == 0 ? 0 : ends[i - 1];
     items.push_back({value.region, value.offset, value.length,
                      std::span(pieces).subspan(first, ends[i] - first), true, value.slot,
@@ -107,24 +128,45 @@ void VerbsSession::Read(std::span<const Value> values,
   }
   rdma::Transfer transfer(rdma::Transfer::Direction::kRead, std::move(items));
   use_->Run(&transfer, deadline);
-  outcomes->clear();
-  for (size_t i = 0; i < values.size(); ++i) {
+  for (size_t i = 0; i < read.size(); ++i) {
     switch (transfer.outcome(i)) {
       case rdma::Outcome::kDone:
-        outcomes->push_back(Outcome::kDone);
+        (*outcomes)[read[i]] = Outcome::kDone;
         break;
       case rdma::Outcome::kChanged:
-        outcomes->push_back(Outcome::kChanged);
+        (*outcomes)[read[i]] = Outcome::kChanged;
         break;
       case rdma::Outcome::kNotThere:
-        outcomes->push_back(Outcome::kNotThere);
+        (*outcomes)[read[i]] = Outcome::kNotThere;
         break;
       case rdma::Outcome::kUnreachable:
       case rdma::Outcome::kPending:
-        outcomes->push_back(Outcome::kUnreachable);
+        (*outcomes)[read[i]] = Outcome::kUnreachable;
         break;
     }
   }
+  return Flush(on_device, outcomes);
+}
+
+// Whatever became of a value: what arrived late must not fall upon bytes that come another way.
+Status VerbsSession::Flush(std::span<const std::pair<size_t, rdma::BufferCache::Pins>> on_device,
+                           std::vector<Outcome>* outcomes) {
+  std::map<rdma::PeerMemory*, bool> flushed;
+  Status failure;
+  for (const auto& [value, pins] : on_device) {
+    for (const auto& registration : pins) {
+      rdma::PeerMemory* const peer = registration->peer();
+      if (peer == nullptr) continue;
+      const auto [at, is_new] = flushed.try_emplace(peer, true);
+      if (is_new) {
+        const moonpool::Status status = peer->Flush();
+        at->second = status.has_value();
+        if (!status) failure = FromDeviceError(status.error());
+      }
+      if (!at->second) (*outcomes)[value] = Outcome::kDeviceFailed;
+    }
+  }
+  return failure;
 }
 
 // --- values that the server reads --------------------------------------------------------------

@@ -7,7 +7,9 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "client/rdma_transport.h"
@@ -53,8 +55,8 @@ class VerbsSession final : public RdmaSession {
   bool Ready() override;
   void Rest() override { use_.Release(); }
   void Tend() override;
-  void Read(std::span<const Value> values, std::chrono::steady_clock::time_point deadline,
-            std::vector<Outcome>* outcomes) override;
+  Status Read(std::span<const Value> values, std::chrono::steady_clock::time_point deadline,
+              std::vector<Outcome>* outcomes) override;
   void BeginRound() override;
   std::optional<Place> PlaceOf(const void* data, uint64_t bytes) override;
   std::optional<Place> Stage(std::span<const ConstBuffer> pieces, uint64_t bytes) override;
@@ -70,6 +72,9 @@ class VerbsSession final : public RdmaSession {
   Result<rdma::Token> NextToken();
   bool EnsureStaging();
   bool Crowded();
+  // What is in device memory, by value.
+  static Status Flush(std::span<const std::pair<size_t, rdma::BufferCache::Pins>> on_device,
+                      std::vector<Outcome>* outcomes);
   void RetractAll(rdma::Endpoint& endpoint);
 
   const std::shared_ptr<VerbsShared> shared_;

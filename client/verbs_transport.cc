@@ -33,6 +33,21 @@ std::optional<rdma::Protocol> ParseProtocol(std::string_view text) {
   return std::nullopt;
 }
 
+// A GPU's memory, as registrations know it.
+class GpuMemory final : public rdma::PeerMemory {
+ public:
+  explicit GpuMemory(gpu::Device* device) : device_(*device) {}
+  Result<File> Export(char* data, uint64_t bytes) override {
+    auto exported = device_.ExportDmabuf(data, bytes);
+    if (!exported) return tl::unexpected<Error>(std::move(exported.error()));
+    return File{std::move(exported->fd), exported->offset};
+  }
+  moonpool::Status Flush() override { return device_.FlushRemoteWrites(); }
+
+ private:
+  gpu::Device& device_;
+};
+
 }  // namespace
 
 VerbsTransport::VerbsTransport(const Options& options, Library library)
@@ -91,9 +106,9 @@ Status VerbsTransport::OpenDevices() {
   auto opened = OpenLibrary();
   if (!opened) return Failed(opened.error().message);
   MutexLock lock(mu_);
-  for (const Buffer& buffer : declared_) {
+  for (const Declared& buffer : declared_) {
     // Whoever declared them has seen to it that none overlaps another.
-    MOONPOOL_CHECK((*opened)->buffers.Declare(static_cast<char*>(buffer.data), buffer.size));
+    MOONPOOL_CHECK((*opened)->buffers.Declare(buffer.data, buffer.bytes, buffer.peer));
   }
   shared_ = std::move(*opened);
   return {};
@@ -122,14 +137,20 @@ Status VerbsTransport::Open(const RdmaOffer& offer, MoreTokens more,
   return {};
 }
 
-void VerbsTransport::Declare(void* data, size_t bytes) {
+void VerbsTransport::Declare(void* data, size_t bytes, gpu::Device* device) {
   std::shared_ptr<VerbsShared> shared;
   {
     MutexLock lock(mu_);
-    declared_.push_back({data, bytes});
+    Declared buffer{static_cast<char*>(data), bytes, nullptr};
+    if (device != nullptr) {
+      std::shared_ptr<rdma::PeerMemory>& peer = peers_[device];
+      if (peer == nullptr) peer = std::make_shared<GpuMemory>(device);
+      buffer.peer = peer;
+    }
+    declared_.push_back(buffer);
     shared = shared_;
     if (shared == nullptr) return;
-    MOONPOOL_CHECK(shared->buffers.Declare(static_cast<char*>(data), bytes));
+    MOONPOOL_CHECK(shared->buffers.Declare(buffer.data, bytes, buffer.peer));
   }
   // So that the first transfer finds it registered.
   std::vector<rdma::LocalPiece> pieces;
@@ -141,7 +162,7 @@ void VerbsTransport::Withdraw(void* data) {
   std::shared_ptr<VerbsShared> shared;
   {
     MutexLock lock(mu_);
-    std::erase_if(declared_, [&](const Buffer& buffer) { return buffer.data == data; });
+    std::erase_if(declared_, [&](const Declared& buffer) { return buffer.data == data; });
     shared = shared_;
   }
   if (shared != nullptr) shared->buffers.Withdraw(static_cast<char*>(data));
@@ -155,6 +176,11 @@ uint64_t VerbsTransport::registered_bytes() const {
 std::string VerbsTransport::error() const {
   MutexLock lock(mu_);
   return error_;
+}
+
+std::string VerbsTransport::device_memory_error() const {
+  const auto opened = shared();
+  return opened == nullptr ? std::string() : opened->buffers.peer_error();
 }
 
 std::shared_ptr<RdmaTransport> NewRdmaTransport(const Options& options) {

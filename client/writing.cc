@@ -98,23 +98,28 @@ void ClientImpl::Put(PutBatch& batch, const PutOptions& options) {
   uint64_t bytes = 0;
   for (const Source& source : batch.items) bytes += source.bytes;
   std::optional<Transport> chosen;  // of rdma and tcp, once there is a choice
+  const auto let_server_read = [&](Channel& channel) {
+    RdmaSession* const rdma = QueuePairs(channel);
+    if (rdma == nullptr) return channel.usable();  // a token was asked for over it
+    bulk_threshold_.store(channel.limits().bulk_threshold, std::memory_order_relaxed);
+    // SET has no PREFER.
+    if (!chosen && options.prefer.empty()) chosen = ChooseFor(write_pace_, bytes);
+    return chosen == Transport::kTcp || LetServerRead(channel, *rdma, batch, options);
+  };
   const Status status = WithChannel([&](Channel& channel) {
     // A checksum is the processor's work: it needs the bytes in host memory.
     if (channel.shm() && !options_.checksum && !AllocateAndPush(channel, batch, options)) {
       return false;
     }
+    // Out of device memory, as far as NICs reach it.
+    if (!channel.shm() && !batch.gpu->empty() && !options_.checksum && !let_server_read(channel)) {
+      return false;
+    }
     return batch.pending.empty() || PutStaged(batch, [&] {
       if (channel.shm()) {
         if (options_.checksum && !AllocateAndPush(channel, batch, options)) return false;
-      } else if (RdmaSession* rdma = QueuePairs(channel)) {
-        bulk_threshold_.store(channel.limits().bulk_threshold, std::memory_order_relaxed);
-        // SET has no PREFER.
-        if (!chosen && options.prefer.empty()) chosen = ChooseFor(write_pace_, bytes);
-        if (chosen != Transport::kTcp && !LetServerRead(channel, *rdma, batch, options)) {
-          return false;
-        }
-      } else if (!channel.usable()) {
-        return false;  // a token was asked for over it
+      } else if (!let_server_read(channel)) {
+        return false;
       }
       return batch.pending.empty() || SetOverTcp(channel, batch, options);
     });

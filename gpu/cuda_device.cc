@@ -151,6 +151,13 @@ Status CudaDevice::ReadInfo() {
   info_.fabric_handles = mapped && Attribute(CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED) != 0;
   info_.ipc_handles = Attribute(CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING) != 0;
   info_.pins_read_only = Attribute(CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED) != 0;
+  maps_for_nics_ = Attribute(CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED) != 0;
+  flushes_ = Attribute(CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING) <
+             CU_GPU_DIRECT_RDMA_WRITES_ORDERING_ALL_DEVICES;
+  const bool can_flush = (Attribute(CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS) &
+                          CU_FLUSH_GPU_DIRECT_RDMA_WRITES_OPTION_HOST) != 0;
+  // Bytes that nobody can wait for are worse than a copy.
+  info_.dmabuf = Attribute(CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED) != 0 && (can_flush || !flushes_);
   return {};
 }
 

@@ -43,6 +43,8 @@ class CudaDevice : public Device {
   Result<std::unique_ptr<DeviceBlock>> NewDeviceBlock(uint64_t bytes) override;
   Result<std::unique_ptr<CheckBlock>> NewCheckBlock(size_t states) override;
   Result<Place> WhereIs(const void* address) override;
+  Result<Dmabuf> ExportDmabuf(const void* data, uint64_t bytes) override;
+  Status FlushRemoteWrites() override;
 
   Result<std::unique_ptr<Stream>> NewStream() override;
   Result<std::unique_ptr<Event>> NewEvent() override;
@@ -58,6 +60,8 @@ class CudaDevice : public Device {
 
   CudaContext* context() { return &context_; }
   CUdevice device() const { return context_.device(); }
+  // Memory of cuMemCreate() can be made for NICs to reach.
+  bool maps_for_nics() const { return maps_for_nics_; }
   // Spares WhereIs() the driver for as long as this exists: [data, data + bytes) is of one kind.
   class Known {
    public:
@@ -88,6 +92,8 @@ class CudaDevice : public Device {
   CudaPools pools_{&context_};
   CudaTables tables_{&context_, &pools_};
   DeviceInfo info_;
+  bool maps_for_nics_ = false;
+  bool flushes_ = false;  // what NICs write is not seen in order by itself
   Mutex mu_;
   std::set<CudaDevice*> peers_ GUARDED_BY(mu_);  // that this device's context may access
   std::vector<Place> known_ GUARDED_BY(mu_);

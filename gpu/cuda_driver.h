@@ -29,7 +29,10 @@ namespace moonpool::gpu {
   F(cuCtxPushCurrent)                     \
   F(cuCtxPopCurrent)                      \
   F(cuCtxEnablePeerAccess)                \
+  F(cuFlushGPUDirectRDMAWrites)           \
   F(cuMemGetInfo)                         \
+  F(cuMemGetAddressRange)                 \
+  F(cuMemGetHandleForAddressRange)        \
   F(cuMemGetAllocationGranularity)        \
   F(cuMemCreate)                          \
   F(cuMemRelease)                         \

@@ -1,5 +1,7 @@
 // Regions of device memory: the virtual-memory API (CUDA driver API, section 6.14), and the IPC
 // handles of the runtime where a device cannot export through it.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <optional>
@@ -69,6 +71,7 @@ class MappedRegion : public DeviceRegion {
     properties.requestedHandleTypes = DriverKind(kind_);
     properties.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
     properties.location.id = owner_->device();
+    properties.allocFlags.gpuDirectRDMACapable = owner_->maps_for_nics() ? 1 : 0;
     size_t granularity = 0;
     if (Status status =
             CudaStatus(Driver().cuMemGetAllocationGranularity(&granularity, &properties,
@@ -233,6 +236,56 @@ Result<std::unique_ptr<DeviceRegion>> ImportCudaRegion(CudaDevice* device,
   if (!status) return tl::unexpected(std::move(status.error()));
   return std::make_unique<IpcRegion>(device, handle.device, static_cast<char*>(data), handle.bytes,
                                      true);
+}
+
+// Ranges that are exported begin and end at pages of the host's (CUDA driver API, section 6.13,
+// cuMemGetHandleForAddressRange).
+Result<Dmabuf> CudaDevice::ExportDmabuf(const void* data, uint64_t bytes) {
+  if (!info_.dmabuf) {
+    return Fail(ErrorCode::kUnavailable, info_.name + " has no memory that NICs can reach");
+  }
+  if (bytes == 0) return Fail(ErrorCode::kInvalidArgument, "no memory to export");
+  const ContextScope scope(&context_);
+  if (!scope.status()) return tl::unexpected(scope.status().error());
+  const CudaDriver& driver = context_.driver();
+  const auto page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  const auto at = reinterpret_cast<CUdeviceptr>(data);
+  Status status;
+  Dmabuf exported;
+  const auto export_pages_of = [&](CUdeviceptr begin, CUdeviceptr end) {
+    const CUdeviceptr first = begin / page * page;
+    const CUdeviceptr last = (end + page - 1) / page * page;
+    int fd = -1;
+    status = CudaStatus(driver.cuMemGetHandleForAddressRange(
+                            &fd, first, last - first, CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD, 0),
+                        "cuMemGetHandleForAddressRange");
+    if (!status) return false;
+    exported.fd.Reset(fd);
+    exported.offset = at - first;
+    return true;
+  };
+  if (export_pages_of(at, at + bytes)) return exported;
+  // A part of an allocation may be refused where the whole is not.
+  CUdeviceptr base = 0;
+  size_t size = 0;
+  if (driver.cuMemGetAddressRange(&base, &size, at) == CUDA_SUCCESS && at >= base &&
+      at + bytes <= base + size && export_pages_of(base, base + size)) {
+    return exported;
+  }
+  return Fail(ErrorCode::kUnavailable, status.error().message);
+}
+
+Status CudaDevice::FlushRemoteWrites() {
+  if (!info_.dmabuf) {
+    return Fail(ErrorCode::kUnavailable, info_.name + " has no memory that NICs can reach");
+  }
+  if (!flushes_) return {};
+  const ContextScope scope(&context_);
+  if (!scope.status()) return tl::unexpected(scope.status().error());
+  return CudaStatus(context_.driver().cuFlushGPUDirectRDMAWrites(
+                        CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TARGET_CURRENT_CTX,
+                        CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TO_ALL_DEVICES),
+                    "cuFlushGPUDirectRDMAWrites");
 }
 
 }  // namespace moonpool::gpu

@@ -49,6 +49,7 @@ struct DeviceInfo {
   bool fabric_handles = false;
   bool ipc_handles = false;
   bool pins_read_only = false;  // host memory that is mapped read-only can be pinned
+  bool dmabuf = false;          // NICs can reach its memory: ExportDmabuf(), FlushRemoteWrites()
 };
 
 // What kind of memory an address is in.
@@ -122,6 +123,16 @@ class Device {
   virtual Result<std::unique_ptr<CheckBlock>> NewCheckBlock(size_t states) = 0;
   // Memory of other libraries is known too, after a microsecond.
   virtual Result<Place> WhereIs(const void* address) = 0;
+
+  // --- NICs that read and write the device's memory -----------------------------------------
+  // Memory of this device, [data, data + bytes), for a NIC to register: as often as wanted.  What
+  // is registered must stay until no registration is left: a NIC goes on reaching the pages it was
+  // given, whatever is at the address later.  kUnavailable where there is no such way.
+  virtual Result<Dmabuf> ExportDmabuf(const void* data, uint64_t bytes) = 0;
+  // A NIC says that its writes have arrived before the device can see them: work that is given to
+  // any device after this call sees what NICs had written to this one's memory before.  Blocks, for
+  // microseconds.
+  virtual Status FlushRemoteWrites() = 0;
 
   // --- streams -------------------------------------------------------------------------------
   virtual Result<std::unique_ptr<Stream>> NewStream() = 0;

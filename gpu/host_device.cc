@@ -1,8 +1,11 @@
 #include "gpu/host_device.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <functional>
 #include <iterator>
 #include <optional>
 #include <string>
@@ -35,7 +38,7 @@ class KnownMemory {
  public:
   KnownMemory(WorldPtr world, FileMapping mapping, int device)
       : world_(std::move(world)), mapping_(std::move(mapping)) {
-    world_->memory.Add(mapping_.data(), mapping_.bytes(), device);
+    world_->memory.Add(mapping_.data(), mapping_.bytes(), device, mapping_.fd());
   }
   ~KnownMemory() { world_->memory.Remove(mapping_.data()); }
   KnownMemory(const KnownMemory&) = delete;
@@ -172,6 +175,7 @@ class HostDouble : public HostDevice {
     info_.posix_handles = world_->options.handles == HandleKind::kPosixFd;
     info_.ipc_handles = true;
     info_.pins_read_only = world_->options.pins_read_only;
+    info_.dmabuf = world_->options.dmabuf;
     default_stream_ = world_->streams.NewStream(index);
   }
 
@@ -255,6 +259,34 @@ class HostDouble : public HostDevice {
       place.device = world_->devices[static_cast<size_t>(range.device)];
     }
     return place;
+  }
+
+  Result<Dmabuf> ExportDmabuf(const void* data, uint64_t bytes) override {
+    if (Status status = Call(); !status) return tl::unexpected(status.error());
+    const HostMemory::Range range = world_->memory.Find(data, bytes);
+    if (!info_.dmabuf || range.end == 0 || range.device != index_ || range.fd < 0) {
+      return Fail(ErrorCode::kUnavailable, "that memory has no dma-buf");
+    }
+    ++counts_dmabufs_;
+    Dmabuf exported;
+    exported.fd.Reset(dup(range.fd));
+    if (!exported.fd) return FailErrno("dup");
+    exported.offset = reinterpret_cast<uintptr_t>(data) - range.begin;
+    return exported;
+  }
+
+  Status FlushRemoteWrites() override {
+    if (Status status = Call(); !status) return status;
+    if (!info_.dmabuf) return Fail(ErrorCode::kUnavailable, "nothing can be flushed");
+    ++counts_flushes_;
+    MutexLock lock(unflushed_mu_);
+    for (const auto& write : unflushed_) write();
+    unflushed_.clear();
+    return {};
+  }
+  void HoldUntilFlush(std::function<void()> write) override {
+    MutexLock lock(unflushed_mu_);
+    unflushed_.push_back(std::move(write));
   }
 
   Result<std::unique_ptr<Stream>> NewStream() override {
@@ -342,8 +374,9 @@ class HostDouble : public HostDevice {
   }
 
   Counts counts() const override {
-    return {counts_one_,  counts_many_,   counts_pieces_,        counts_pages_,
-            counts_host_, counts_checks_, counts_checks_behind_, counts_staged_};
+    return {counts_one_,     counts_many_,   counts_pieces_,        counts_pages_,
+            counts_host_,    counts_checks_, counts_checks_behind_, counts_staged_,
+            counts_dmabufs_, counts_flushes_};
   }
   void Pause(uint64_t after) override { world_->streams.Pause(index_, after); }
   void Resume() override { world_->streams.Resume(index_); }
@@ -465,7 +498,10 @@ class HostDouble : public HostDevice {
   int held_ GUARDED_BY(hold_mu_) = 0;
   std::atomic<int64_t> fail_call_{-1};
   std::atomic<uint64_t> counts_one_{0}, counts_many_{0}, counts_pieces_{0}, counts_pages_{0},
-      counts_host_{0}, counts_checks_{0}, counts_checks_behind_{0}, counts_staged_{0};
+      counts_host_{0}, counts_checks_{0}, counts_checks_behind_{0}, counts_staged_{0},
+      counts_dmabufs_{0}, counts_flushes_{0};
+  Mutex unflushed_mu_;
+  std::vector<std::function<void()>> unflushed_ GUARDED_BY(unflushed_mu_);
 };
 
 }  // namespace

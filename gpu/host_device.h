@@ -1,11 +1,13 @@
 // A device in host memory, for tests: streams that run on a thread, events, kernels in plain C++.
 // It is as strict as the real one (memory it cannot reach, addresses of the wrong side) and can be
-// told to stop, to fail, and in which random order streams go on.
+// told to stop, to fail, and in which random order streams go on.  What a NIC (of a test) writes
+// into its memory is not there before it is flushed.
 //
 // Threads: any.  All devices of one HostDevices share a thread and a lock.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -18,6 +20,7 @@ struct HostDeviceOptions {
   Link link = Link::kNvlink;  // between any two of them
   HandleKind handles = HandleKind::kPosixFd;
   bool pins_read_only = true;
+  bool dmabuf = true;
   uint64_t memory_bytes = 1ull << 30;
   uint64_t granularity = 2 << 20;
   // Device addresses of pinned memory are this far from the processor's.
@@ -38,6 +41,8 @@ class HostDevice : public Device {
     uint64_t checks = 0;         // CheckGenerations
     uint64_t checks_behind = 0;  // CopyMany with checks
     uint64_t staged_blocks = 0;  // NewHostBlock and NewDeviceBlock of 4 KiB and more
+    uint64_t dmabufs = 0;        // ExportDmabuf
+    uint64_t flushes = 0;        // FlushRemoteWrites
   };
   virtual Counts counts() const = 0;
 
@@ -51,8 +56,12 @@ class HostDevice : public Device {
   // Allocate() does not return until this is taken back; how many do not now.
   virtual void HoldAllocations(bool hold) = 0;
   virtual int allocations_held() const = 0;
-  // The next call that allocates or puts work into a stream, after so many more, fails.
+  // The next call that allocates, exports, flushes or puts work into a stream, after so many more,
+  // fails.
   virtual void FailCallAfter(uint64_t calls) = 0;
+  // What a NIC writes into memory of this device: done by the next FlushRemoteWrites(), after what
+  // came before it, or never.
+  virtual void HoldUntilFlush(std::function<void()> write) = 0;
 };
 
 // Makes devices that know each other.  Their UUIDs are the same in every process.

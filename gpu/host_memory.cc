@@ -36,10 +36,10 @@ FileMapping::~FileMapping() {
   if (data_ != nullptr) munmap(data_, bytes_);
 }
 
-void HostMemory::Add(const void* data, uint64_t bytes, int device) {
+void HostMemory::Add(const void* data, uint64_t bytes, int device, int fd) {
   const auto begin = reinterpret_cast<uintptr_t>(data);
   MutexLock lock(mu_);
-  ranges_[begin] = {begin, begin + bytes, device, 1};
+  ranges_[begin] = {begin, begin + bytes, device, 1, fd};
 }
 
 void HostMemory::Remove(const void* data) {

@@ -46,12 +46,13 @@ class HostMemory {
     uintptr_t end = 0;
     int device = kPinned;
     int pins = 0;  // how often a pinned range was asked for
+    int fd = -1;   // of device memory that was made here: its file
   };
 
   explicit HostMemory(intptr_t pinned_offset) : pinned_offset_(pinned_offset) {}
 
   intptr_t pinned_offset() const { return pinned_offset_; }
-  void Add(const void* data, uint64_t bytes, int device);
+  void Add(const void* data, uint64_t bytes, int device, int fd);
   void Remove(const void* data);
   // As the registration of CUDA does: within one that exists, or a new one, or an error.  Where the
   // range begins that was found or made.

@@ -37,6 +37,13 @@ struct ExportedRegion {
   UniqueFd fd;
 };
 
+// Device memory as a file that drivers of NICs take (dma-buf), and where in it the memory begins:
+// as far into a page of the host's as its address is.
+struct Dmabuf {
+  UniqueFd fd;
+  uint64_t offset = 0;
+};
+
 // One contiguous range of a device's memory: allocated here, or imported.
 class DeviceRegion {
  public:

@@ -10,7 +10,7 @@ BufferCache::BufferCache(const Domains& domains, uint64_t max_bytes, uint64_t ch
 
 BufferCache::~BufferCache() = default;
 
-Status BufferCache::Declare(char* data, uint64_t bytes) {
+Status BufferCache::Declare(char* data, uint64_t bytes, std::shared_ptr<PeerMemory> peer) {
   if (data == nullptr || bytes == 0) {
     return Fail(ErrorCode::kInvalidArgument, "a buffer needs an address and a length");
   }
@@ -31,6 +31,7 @@ Status BufferCache::Declare(char* data, uint64_t bytes) {
     auto chunk = std::make_unique<Chunk>();
     chunk->data = data + at;
     chunk->bytes = std::min(chunk_bytes_, bytes - at);
+    chunk->peer = peer;
     buffer.chunks.push_back(std::move(chunk));
   }
   return {};
@@ -107,6 +108,7 @@ std::shared_ptr<const Registration> BufferCache::Use(Chunk* chunk) {
     recent_.splice(recent_.end(), recent_, chunk->place);
     return chunk->registration;
   }
+  if (chunk->refused) return nullptr;
   // Somebody else is at it: this time without.
   if (chunk->registering || !MakeRoom(chunk->bytes)) {
     ++counters_.refused;
@@ -115,13 +117,26 @@ std::shared_ptr<const Registration> BufferCache::Use(Chunk* chunk) {
   ++counters_.misses;
   counters_.bytes += chunk->bytes;
   chunk->registering = true;
+  std::string why;
   mu_.Unlock();
-  auto made = Registration::Create(domains_, chunk->data, chunk->bytes, kReadTarget | kRemoteRead);
+  constexpr uint32_t kAccess = kReadTarget | kRemoteRead;
+  auto made = chunk->peer == nullptr
+                  ? Registration::Create(domains_, chunk->data, chunk->bytes, kAccess)
+                  : Registration::CreatePeer(chunk->peer, domains_, chunk->data, chunk->bytes,
+                                             kAccess, kDefaultSliceBytes,
+                                             [&](const std::string& text) { why = text; });
   mu_.Lock();
   chunk->registering = false;
+  if (!why.empty()) peer_error_ = std::move(why);
   if (!made) {
-    ++counters_.refused;
     counters_.bytes -= chunk->bytes;
+    if (chunk->peer != nullptr) {
+      chunk->refused = true;
+      ++counters_.peer_refused;
+      if (peer_error_.empty()) peer_error_ = made.error().message;
+    } else {
+      ++counters_.refused;
+    }
     return nullptr;
   }
   chunk->registration = std::move(*made);
@@ -145,6 +160,11 @@ void BufferCache::Drop(Chunk* chunk) {
   counters_.bytes -= chunk->bytes;
   recent_.erase(chunk->place);
   chunk->registration = nullptr;
+}
+
+std::string BufferCache::peer_error() const {
+  MutexLock lock(mu_);
+  return peer_error_;
 }
 
 BufferCache::Counters BufferCache::counters() const {

@@ -11,6 +11,7 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "protocol/mutex.h"
@@ -25,8 +26,10 @@ class BufferCache {
   BufferCache(const Domains& domains, uint64_t max_bytes, uint64_t chunk_bytes = 1ull << 30);
   ~BufferCache();
 
-  // kInvalidArgument when it overlaps another one.
-  Status Declare(char* data, uint64_t bytes) EXCLUDES(mu_);
+  // kInvalidArgument when it overlaps another one.  `peer`: whose memory it is, if a device's. What
+  // of that cannot be registered is not tried again.
+  Status Declare(char* data, uint64_t bytes, std::shared_ptr<PeerMemory> peer = nullptr)
+      EXCLUDES(mu_);
   // False when no declared buffer begins there.  REQUIRES: no transfer uses it.
   bool Withdraw(char* data) EXCLUDES(mu_);
 
@@ -46,14 +49,19 @@ class BufferCache {
     uint64_t misses = 0;   // registered by it
     uint64_t dropped = 0;  // to make room
     uint64_t refused = 0;  // no room, or the devices refused
+    uint64_t peer_refused = 0;  // chunks of devices' memory that cannot be registered
   };
   Counters counters() const EXCLUDES(mu_);
+  // Why a device's memory was refused, last; by all NICs or by one.
+  std::string peer_error() const EXCLUDES(mu_);
 
  private:
   struct Chunk {
     char* data = nullptr;
     uint64_t bytes = 0;
     bool registering = false;
+    bool refused = false;  // of a peer's
+    std::shared_ptr<PeerMemory> peer;
     std::shared_ptr<Registration> registration;  // null: not registered
     std::list<Chunk*>::iterator place;           // in recent_, while it is
   };
@@ -75,6 +83,7 @@ class BufferCache {
   std::map<char*, Buffer> buffers_ GUARDED_BY(mu_);
   std::list<Chunk*> recent_ GUARDED_BY(mu_);  // least recently used first
   Counters counters_ GUARDED_BY(mu_);
+  std::string peer_error_ GUARDED_BY(mu_);
 };
 
 }  // namespace moonpool::rdma

@@ -266,22 +266,45 @@ IbDevice* IbDevices::Of(ibv_context* context) {
 
 // --- memory, queues ------------------------------------------------------------------------
 
-Result<std::unique_ptr<Registered>> IbProtectionDomain::Register(void* data, size_t bytes,
-                                                                 uint32_t access) {
-  unsigned flags = 0;
+int IbProtectionDomain::Flags(uint32_t access) const {
+  int flags = 0;
   const bool iwarp = pd_->context->device->transport_type == IBV_TRANSPORT_IWARP;
   if ((access & kReadTarget) != 0) access |= kLocalWrite;
   if ((access & kReadTarget) != 0 && iwarp) access |= kRemoteWrite;
   if ((access & kLocalWrite) != 0) flags |= IBV_ACCESS_LOCAL_WRITE;
   if ((access & kRemoteRead) != 0) flags |= IBV_ACCESS_REMOTE_READ;
   if ((access & kRemoteWrite) != 0) flags |= IBV_ACCESS_REMOTE_WRITE;
-  ibv_mr* const mr = ibv_reg_mr(pd_, data, bytes, flags);
+  return flags;
+}
+
+Result<std::unique_ptr<Registered>> IbProtectionDomain::Register(void* data, size_t bytes,
+                                                                 uint32_t access) {
+  ibv_mr* const mr = ibv_reg_mr(pd_, data, bytes, static_cast<unsigned>(Flags(access)));
   if (mr == nullptr) {
     const int error = errno;
     return Fail(error == ENOMEM ? ErrorCode::kOutOfMemory : ErrorCode::kSystem,
                 "registering " + std::to_string(bytes) + " bytes on " +
                     ibv_get_device_name(pd_->context->device) + ": " + std::strerror(error) +
                     Cure(error));
+  }
+  return std::make_unique<IbRegistered>(mr);
+}
+
+Result<std::unique_ptr<Registered>> IbProtectionDomain::RegisterDmabuf(int fd, uint64_t offset,
+                                                                       size_t bytes,
+                                                                       uint64_t address,
+                                                                       uint32_t access) {
+  ibv_mr* const mr = ibv_reg_dmabuf_mr(pd_, offset, bytes, address, fd, Flags(access));
+  if (mr == nullptr) {
+    const int error = errno;
+    // The library's answer where the provider has no such call, and the kernel's.
+    const bool never = error == EOPNOTSUPP || error == ENOSYS;
+    return Fail(never             ? ErrorCode::kUnavailable
+                : error == ENOMEM ? ErrorCode::kOutOfMemory
+                                  : ErrorCode::kSystem,
+                "registering " + std::to_string(bytes) + " bytes of a device's memory on " +
+                    ibv_get_device_name(pd_->context->device) + ": " + std::strerror(error) +
+                    (never ? " (it takes a NIC, and a driver and kernel, with dma-buf)" : ""));
   }
   return std::make_unique<IbRegistered>(mr);
 }

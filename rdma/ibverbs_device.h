@@ -65,8 +65,12 @@ class IbProtectionDomain : public ProtectionDomain {
   ~IbProtectionDomain() override { ibv_dealloc_pd(pd_); }
   ibv_pd* pd() const { return pd_; }
   Result<std::unique_ptr<Registered>> Register(void* data, size_t bytes, uint32_t access) override;
+  Result<std::unique_ptr<Registered>> RegisterDmabuf(int fd, uint64_t offset, size_t bytes,
+                                                     uint64_t address, uint32_t access) override;
 
  private:
+  int Flags(uint32_t access) const;
+
   ibv_pd* const pd_;
 };
 

@@ -1,6 +1,7 @@
 #include "rdma/registration.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace moonpool::rdma {
 
@@ -21,39 +22,73 @@ size_t Domains::IndexOf(const Device* device) const {
   return i;
 }
 
+Registration::Registration(char* data, uint64_t bytes, uint64_t slice_bytes,
+                           std::shared_ptr<PeerMemory> peer)
+    : peer_(std::move(peer)), data_(data), bytes_(bytes), slice_bytes_(slice_bytes) {
+  MOONPOOL_CHECK(bytes > 0 && slice_bytes > 0);
+  keys_.resize((bytes + slice_bytes - 1) / slice_bytes);
+  for (SliceKeys& keys : keys_) keys.peer = peer_ != nullptr;
+}
+
 Result<std::unique_ptr<Registration>> Registration::Create(
     const Domains& domains, char* data, uint64_t bytes, uint32_t access, uint64_t slice_bytes,
     const std::function<void(const std::string&)>& refused) {
-  MOONPOOL_CHECK(bytes > 0 && slice_bytes > 0);
-  std::unique_ptr<Registration> result(new Registration(data, bytes, slice_bytes));
-  result->keys_.resize((bytes + slice_bytes - 1) / slice_bytes);
+  std::unique_ptr<Registration> result(new Registration(data, bytes, slice_bytes, nullptr));
+  if (Status status = result->Fill(domains, nullptr, access, refused); !status) {
+    return tl::unexpected<Error>(std::move(status.error()));
+  }
+  return result;
+}
+
+Result<std::unique_ptr<Registration>> Registration::CreatePeer(
+    std::shared_ptr<PeerMemory> peer, const Domains& domains, char* data, uint64_t bytes,
+    uint32_t access, uint64_t slice_bytes, const std::function<void(const std::string&)>& refused) {
+  bool any = false;
+  for (size_t d = 0; d < domains.size(); ++d) any |= !peer->refused(d);
+  if (!any) return Fail(ErrorCode::kUnavailable, "no NIC reaches memory of that device");
+  const Result<PeerMemory::File> file = peer->Export(data, bytes);
+  if (!file) return tl::unexpected<Error>(file.error());
+  std::unique_ptr<Registration> result(new Registration(data, bytes, slice_bytes, std::move(peer)));
+  if (Status status = result->Fill(domains, &*file, access, refused); !status) {
+    return tl::unexpected<Error>(std::move(status.error()));
+  }
+  return result;
+}
+
+Status Registration::Fill(const Domains& domains, const PeerMemory::File* file, uint32_t access,
+                          const std::function<void(const std::string&)>& refused) {
   size_t good_devices = 0;
   Error last{ErrorCode::kUnavailable, "there is no device to register memory on"};
   for (size_t d = 0; d < domains.size(); ++d) {
-    const size_t before = result->registered_.size();
+    if (peer_ != nullptr && peer_->refused(d)) continue;
+    const size_t before = registered_.size();
     bool good = true;
-    for (size_t i = 0; i < result->keys_.size() && good; ++i) {
-      const uint64_t offset = i * slice_bytes;
-      auto made =
-          domains.at(d).Register(data + offset, std::min(slice_bytes, bytes - offset), access);
+    for (size_t i = 0; i < keys_.size() && good; ++i) {
+      const uint64_t offset = i * slice_bytes_;
+      const uint64_t length = std::min(slice_bytes_, bytes_ - offset);
+      auto made = file == nullptr ? domains.at(d).Register(data_ + offset, length, access)
+                                  : domains.at(d).RegisterDmabuf(
+                                        file->fd.get(), file->offset + offset, length,
+                                        reinterpret_cast<uint64_t>(data_ + offset), access);
       if (!made) {
         last = std::move(made.error());
+        if (peer_ != nullptr && last.code == ErrorCode::kUnavailable) peer_->Refuse(d);
         good = false;
         break;
       }
-      result->keys_[i].on[d] = {(*made)->local_key(), (*made)->remote_key(), true};
-      result->registered_.push_back(std::move(*made));
+      keys_[i].on[d] = {(*made)->local_key(), (*made)->remote_key(), true};
+      registered_.push_back(std::move(*made));
     }
     if (good) {
       ++good_devices;
       continue;
     }
-    result->registered_.resize(before);
-    for (SliceKeys& keys : result->keys_) keys.on[d].valid = false;
+    registered_.resize(before);
+    for (SliceKeys& keys : keys_) keys.on[d].valid = false;
     if (refused) refused(last.message);
   }
   if (good_devices == 0) return tl::unexpected<Error>(std::move(last));
-  return result;
+  return {};
 }
 
 Registration::Part Registration::At(uint64_t offset) const {

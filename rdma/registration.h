@@ -8,6 +8,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -15,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "protocol/unique_fd.h"
 #include "rdma/verbs.h"
 
 namespace moonpool::rdma {
@@ -40,6 +42,32 @@ class Domains {
   std::vector<std::unique_ptr<ProtectionDomain>> domains_;
 };
 
+// Memory of another device (a GPU), which the processor must not touch and NICs may reach.
+//
+// Remembers which NICs refused it, so that each is asked once: their numbers are those of Domains,
+// which are the same in all Domains of one NicSet.
+// Threads: any.
+class PeerMemory {
+ public:
+  virtual ~PeerMemory() = default;
+  // [data, data + bytes) as a dma-buf, and where in it that begins.
+  struct File {
+    UniqueFd fd;
+    uint64_t offset = 0;
+  };
+  virtual Result<File> Export(char* data, uint64_t bytes) = 0;
+  // What NICs have written into it until now is there for whoever looks after this.
+  virtual Status Flush() = 0;
+
+  bool refused(size_t nic) const {
+    return (refused_.load(std::memory_order_relaxed) >> nic & 1) != 0;
+  }
+  void Refuse(size_t nic) { refused_.fetch_or(1u << nic, std::memory_order_relaxed); }
+
+ private:
+  std::atomic<uint32_t> refused_{0};
+};
+
 // What one slice is called on each device.
 struct SliceKeys {
   struct Keys {
@@ -48,6 +76,7 @@ struct SliceKeys {
     bool valid = false;  // this device has it
   };
   std::array<Keys, kMaxDevices> on{};
+  bool peer = false;  // PeerMemory: its bytes cannot pass through memory of ours
 };
 
 class Registration {
@@ -59,8 +88,16 @@ class Registration {
       uint64_t slice_bytes = kDefaultSliceBytes,
       const std::function<void(const std::string&)>& refused = {});
 
+  // The same for memory of a device, on the NICs that take it.
+  static Result<std::unique_ptr<Registration>> CreatePeer(
+      std::shared_ptr<PeerMemory> peer, const Domains& domains, char* data, uint64_t bytes,
+      uint32_t access, uint64_t slice_bytes = kDefaultSliceBytes,
+      const std::function<void(const std::string&)>& refused = {});
+
   char* data() const { return data_; }
   uint64_t bytes() const { return bytes_; }
+  // Null for host memory.
+  PeerMemory* peer() const { return peer_.get(); }
 
   struct Part {
     uint64_t offset = 0;  // of the slice, from the start of the range
@@ -72,9 +109,12 @@ class Registration {
   size_t slices() const { return keys_.size(); }
 
  private:
-  Registration(char* data, uint64_t bytes, uint64_t slice_bytes)
-      : data_(data), bytes_(bytes), slice_bytes_(slice_bytes) {}
+  Registration(char* data, uint64_t bytes, uint64_t slice_bytes, std::shared_ptr<PeerMemory> peer);
+  // `file`: of the peer's, or null.
+  Status Fill(const Domains& domains, const PeerMemory::File* file, uint32_t access,
+              const std::function<void(const std::string&)>& refused);
 
+  const std::shared_ptr<PeerMemory> peer_;
   char* const data_;
   const uint64_t bytes_;
   const uint64_t slice_bytes_;

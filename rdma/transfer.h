@@ -15,7 +15,8 @@ namespace moonpool::rdma {
 
 class Lane;
 
-// A run of local memory.  Without keys it is not registered: its bytes go through staging memory.
+// A run of local memory.  Without keys it is not registered: its bytes go through staging memory,
+// as those of all pieces of the item then, none of which may be PeerMemory.
 struct LocalPiece {
   char* data = nullptr;
   uint64_t length = 0;

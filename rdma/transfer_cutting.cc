@@ -24,8 +24,14 @@ uint32_t PiecesOf(const std::vector<Lane*>& lanes) {
 }
 
 bool Staged(const TransferItem& item) {
-  return std::any_of(item.pieces.begin(), item.pieces.end(),
-                     [](const LocalPiece& piece) { return piece.keys == nullptr; });
+  bool staged = false;
+  bool peer = false;
+  for (const LocalPiece& piece : item.pieces) {
+    staged |= piece.keys == nullptr;
+    peer |= piece.keys != nullptr && piece.keys->peer;
+  }
+  MOONPOOL_CHECK(!staged || !peer);
+  return staged;
 }
 
 }  // namespace

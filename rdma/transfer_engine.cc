@@ -161,8 +161,9 @@ bool TransferEngine::AssignFront() {
   Lane* const lane = BestLane(queued, &carries, &missing);
   if (lane == nullptr) {
     if (carries) return false;
-    const bool any_open = std::any_of(lanes_.begin(), lanes_.end(),
-                                      [](const Lane* candidate) { return candidate->open(); });
+    const bool any_open = std::any_of(lanes_.begin(), lanes_.end(), [&](const Lane* candidate) {
+      return candidate->open() && MayCarry(*candidate, *transfer, slice);
+    });
     take();
     if (missing) {
       transfer->waiting_.push_back(queued.slice);
@@ -213,6 +214,18 @@ bool TransferEngine::KeysFit(const Lane& lane, const Transfer& transfer,
   return true;
 }
 
+// A slice with memory of a device cannot be staged: only NICs that have all of it carry it.
+bool TransferEngine::MayCarry(const Lane& lane, const Transfer& transfer,
+                              const Transfer::Slice& slice) const {
+  if (slice.staged) return true;
+  bool peer = false;
+  for (uint32_t i = 0; i < slice.pieces; ++i) {
+    const SliceKeys* const keys = transfer.pieces_[slice.first_piece + i].keys;
+    peer |= keys != nullptr && keys->peer;
+  }
+  return !peer || KeysFit(lane, transfer, slice);
+}
+
 // The lane that would have the slice soonest; null when it has no room, or when another would have
 // everything before this one is here.  `any_carries`: some lane could carry it; `any_missing`: some
 // lane could if it had the keys.
@@ -234,6 +247,7 @@ Lane* TransferEngine::BestLane(const Queued& queued, bool* any_carries, bool* an
   Lane* best = nullptr;
   bool first = true;
   for (Lane* lane : lanes_) {
+    if (!MayCarry(*lane, *queued.transfer, slice)) continue;
     if (Reachable(*lane, slice, any_missing) == nullptr) continue;
     *any_carries = true;
     const double rate = lane->pace.rate > 0 ? lane->pace.rate : guess;

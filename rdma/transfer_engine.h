@@ -126,6 +126,7 @@ class TransferEngine {
   Lane* BestLane(const Queued& queued, bool* any_carries, bool* any_missing);
   const RemotePart* Reachable(Lane& lane, const Transfer::Slice& slice, bool* missing);
   bool KeysFit(const Lane& lane, const Transfer& transfer, const Transfer::Slice& slice) const;
+  bool MayCarry(const Lane& lane, const Transfer& transfer, const Transfer::Slice& slice) const;
   void PostSlice(Lane* lane, const Queued& queued, const RemotePart& part);
   void Ended(Lane* lane, const Lane::End& end);
   void SliceEnded(Lane* lane, const Queued& queued, const Lane::End& end);

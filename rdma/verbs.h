@@ -82,6 +82,11 @@ class ProtectionDomain {
   // Pins the memory, faulting it in where that was not done.  Blocks: about 0.1 s per GiB.
   virtual Result<std::unique_ptr<Registered>> Register(void* data, size_t bytes,
                                                        uint32_t access) = 0;
+  // The same for memory of another device, from `offset` of its dma-buf on, which keeps the pages
+  // there while this is registered.  `address`: what requests call it; as far into a page as the
+  // offset.  kUnavailable where the NIC, its driver or the kernel cannot.
+  virtual Result<std::unique_ptr<Registered>> RegisterDmabuf(int fd, uint64_t offset, size_t bytes,
+                                                             uint64_t address, uint32_t access) = 0;
 };
 
 // --- completions ---------------------------------------------------------------------------

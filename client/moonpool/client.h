@@ -131,6 +131,9 @@ struct Options {
   // left alone until the first such buffer comes.
   enum class GpuChoice { kAuto, kNo };
   GpuChoice gpu = GpuChoice::kAuto;
+  // kAuto: over RDMA, values go straight into and out of RegisterBuffer()ed memory of GPUs where NIC,
+  // driver and GPU can (dma-buf).  kNo: through pinned memory of the library's, as else.
+  GpuChoice gpu_rdma = GpuChoice::kAuto;
 };
 
 struct PutOptions {
@@ -168,6 +171,8 @@ struct Stats {
   uint64_t gpu_staged_values = 0;  // of these, through pinned memory of the library's
   uint64_t gpu_unpinned_values = 0;  // out of or into shared memory that could not be pinned: slow,
                                      // and not as moonpool/gpu.h compares generations
+  uint64_t gpu_rdma_direct_values = 0;  // that NICs moved into or out of GPUs' memory, not of these
+  std::string gpu_rdma_error = {};  // why NICs do not reach RegisterBuffer()ed memory of GPUs, last
   std::string gpu_error = {};      // why device memory of the server's could not be had, last
 };
 
@@ -277,8 +282,9 @@ class MOONPOOL_API Client {
   // Faults the memory in and remembers it, so that transfers into it run at full speed from the
   // first byte on, and registers it with the NICs (see rdma_registered_mib): READs land there, and
   // the server takes values from there.  It must stay mapped until it is unregistered.  Ranges must
-  // not overlap ones already registered.  Memory of a GPU is only remembered to be that, as is host
-  // memory: a process that uses CUDA need not ask about it with every call.
+  // not overlap ones already registered.  Memory of a GPU is registered with the NICs too, where they
+  // can (gpu_rdma): it must not be freed before it is unregistered.  What a range is, a GPU's memory or
+  // host memory, is remembered: a process that uses CUDA need not ask about it with every call.
   Status RegisterBuffer(void* data, size_t size);
   // Waits for the calls under way; none may use the buffer.
   Status UnregisterBuffer(void* data);

@@ -15,7 +15,9 @@
 // meanwhile has used garbage, so look at the results before using its.  It is rare while the stream
 // comes to the copies within the lease (Options::lease_ms).  Treat such a key as a miss, or Retry().
 // Values without memory on this host come through pinned memory of the library's: they are fetched
-// within the call, and only their way into the GPU is the stream's.
+// within the call, and only their way into the GPU is the stream's.  So it is where NICs reach the GPU's
+// memory, too (Options::gpu_rdma): what the stream does before may still use the buffer, which a NIC
+// would not wait for.  A stream's read that need not be one is faster as Client::BatchGetInto().
 //
 // What takes longer than that:
 // - With Options::checksum values are read into pinned memory and checked within the call; for those

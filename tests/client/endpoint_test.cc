@@ -37,6 +37,10 @@ TEST(Endpoint, HostsPortsAndOptions) {
   ASSERT_TRUE(ParseUrl("moonpool://host?gpu=no", &endpoint, &options).ok());
   EXPECT_EQ(options.gpu, Options::GpuChoice::kNo);
   EXPECT_FALSE(ParseUrl("moonpool://host?gpu=yes", &endpoint, &options).ok());
+  EXPECT_EQ(options.gpu_rdma, Options::GpuChoice::kAuto);
+  ASSERT_TRUE(ParseUrl("moonpool://host?gpu_rdma=no", &endpoint, &options).ok());
+  EXPECT_EQ(options.gpu_rdma, Options::GpuChoice::kNo);
+  EXPECT_FALSE(ParseUrl("moonpool://host?gpu_rdma=yes", &endpoint, &options).ok());
 }
 
 TEST(Endpoint, SaysWhatIsWrong) {

@@ -1,9 +1,18 @@
 #include "tests/rdma/fake_objects.h"
 
+#include <sys/mman.h>
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <cstring>
 
 namespace moonpool::rdma::test {
+
+namespace {
+
+constexpr uint64_t kPage = 4096;
+
+}  // namespace
 
 // --- completions ---------------------------------------------------------------------------
 
@@ -87,13 +96,30 @@ void FakeDevice::TakeEvents() {
   seen_up = up;
 }
 
+std::shared_ptr<FakeFabric::Mapping> FakeFabric::Mapping::Of(int fd, uint64_t offset,
+                                                             uint64_t bytes) {
+  struct stat file {};
+  if (fstat(fd, &file) != 0 || offset + bytes > static_cast<uint64_t>(file.st_size)) return nullptr;
+  const uint64_t skipped = offset % kPage;
+  void* const start = mmap(nullptr, skipped + bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+                           static_cast<off_t>(offset - skipped));
+  if (start == MAP_FAILED) return nullptr;
+  return std::shared_ptr<Mapping>(new Mapping(static_cast<char*>(start), skipped, skipped + bytes));
+}
+
+FakeFabric::Mapping::~Mapping() {
+  munmap(start_, mapped_bytes_);
+}
+
 class FakeRegistered : public Registered {
  public:
   FakeRegistered(FakeFabric& fabric, FakeDevice& device, uint32_t key)
       : fabric_(fabric), device_(device), key_(key) {}
   ~FakeRegistered() override {
     MutexLock lock(fabric_.mu_);
-    device_.registrations.erase(key_);
+    const auto found = device_.registrations.find(key_);
+    if (found->second.mapping != nullptr) --fabric_.counters_.dmabufs;
+    device_.registrations.erase(found);
     --fabric_.counters_.registrations;
   }
   uint32_t local_key() const override { return key_; }
@@ -107,16 +133,45 @@ class FakeRegistered : public Registered {
 
 Result<std::unique_ptr<Registered>> FakeDomain::Register(void* data, size_t bytes,
                                                          uint32_t access) {
-  uint32_t key;
   {
     MutexLock lock(fabric_.mu_);
     if (device_.refuses_registrations) {
       return Fail(ErrorCode::kOutOfMemory, device_.name() + " registers nothing");
     }
+  }
+  return Add({reinterpret_cast<uint64_t>(data), bytes, access, this});
+}
+
+Result<std::unique_ptr<Registered>> FakeDomain::RegisterDmabuf(int fd, uint64_t offset,
+                                                               size_t bytes, uint64_t address,
+                                                               uint32_t access) {
+  {
+    MutexLock lock(fabric_.mu_);
+    ++fabric_.counters_.dmabuf_tries;
+    if (device_.refuses_dmabufs) {
+      return Fail(ErrorCode::kUnavailable, device_.name() + " takes no dma-buf");
+    }
+    if (device_.refuses_registrations) {
+      return Fail(ErrorCode::kOutOfMemory, device_.name() + " registers nothing");
+    }
+  }
+  auto mapping = FakeFabric::Mapping::Of(fd, offset, bytes);
+  if (mapping == nullptr || offset % kPage != address % kPage) {
+    return Fail(ErrorCode::kSystem, device_.name() + ": there is no such part of the dma-buf");
+  }
+  return Add({address, bytes, access, this, std::move(mapping)});
+}
+
+std::unique_ptr<Registered> FakeDomain::Add(FakeFabric::Registration registration) {
+  uint32_t key;
+  {
+    MutexLock lock(fabric_.mu_);
+    uint32_t& access = registration.access;
     if ((access & kReadTarget) != 0) access |= kLocalWrite;
     if ((access & kReadTarget) != 0 && device_.protocol == Protocol::kIwarp) access |= kRemoteWrite;
+    if (registration.mapping != nullptr) ++fabric_.counters_.dmabufs;
     key = ++fabric_.next_key_;
-    device_.registrations[key] = {reinterpret_cast<uint64_t>(data), bytes, access, this};
+    device_.registrations[key] = std::move(registration);
     ++fabric_.counters_.registrations;
   }
   return std::make_unique<FakeRegistered>(fabric_, device_, key);

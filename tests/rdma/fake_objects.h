@@ -32,6 +32,22 @@ class FakeSignal {
 
 class FakeQueue;
 
+// A part of a file that holds a device's memory.
+class FakeFabric::Mapping {
+ public:
+  // Null when the file has no such part.
+  static std::shared_ptr<Mapping> Of(int fd, uint64_t offset, uint64_t bytes);
+  ~Mapping();
+  char* data() const { return start_ + skipped_; }
+
+ private:
+  Mapping(char* start, uint64_t skipped, uint64_t mapped_bytes)
+      : start_(start), skipped_(skipped), mapped_bytes_(mapped_bytes) {}
+  char* const start_;
+  const uint64_t skipped_;  // the offset's part of a page
+  const uint64_t mapped_bytes_;
+};
+
 class FakeChannel : public CompletionChannel {
  public:
   explicit FakeChannel(FakeFabric& fabric) : fabric_(fabric) {}
@@ -87,6 +103,7 @@ class FakeDevice : public Device {
   bool silent = false;
   bool never_flushes = false;
   bool refuses_registrations = false;
+  bool refuses_dmabufs = false;
   uint32_t refused_posts = 0;
   uint32_t slowness = 1;
   FakeSignal signal;
@@ -102,8 +119,12 @@ class FakeDomain : public ProtectionDomain {
  public:
   FakeDomain(FakeFabric& fabric, FakeDevice& device) : fabric_(fabric), device_(device) {}
   Result<std::unique_ptr<Registered>> Register(void* data, size_t bytes, uint32_t access) override;
+  Result<std::unique_ptr<Registered>> RegisterDmabuf(int fd, uint64_t offset, size_t bytes,
+                                                     uint64_t address, uint32_t access) override;
 
  private:
+  std::unique_ptr<Registered> Add(FakeFabric::Registration registration);
+
   FakeFabric& fabric_;
   FakeDevice& device_;
 };

@@ -148,7 +148,7 @@ void FakeFabric::Execute(FakeQueuePair* pair, size_t index) {
 }
 
 char* FakeFabric::Reach(FakeDevice* device, const void* domain, uint64_t address, uint64_t bytes,
-                        uint32_t key, uint32_t access) {
+                        uint32_t key, uint32_t access, std::shared_ptr<Mapping>* mapping) {
   const auto found = device->registrations.find(key);
   if (found == device->registrations.end()) return nullptr;
   const Registration& registration = found->second;
@@ -157,7 +157,9 @@ char* FakeFabric::Reach(FakeDevice* device, const void* domain, uint64_t address
       address + bytes > registration.address + registration.bytes) {
     return nullptr;
   }
-  return reinterpret_cast<char*>(address);
+  if (registration.mapping == nullptr) return reinterpret_cast<char*>(address);
+  if (mapping != nullptr) *mapping = registration.mapping;
+  return registration.mapping->data() + (address - registration.address);
 }
 
 Completion::Status FakeFabric::Carry(FakeQueuePair* pair, Slot* slot) {
@@ -201,15 +203,21 @@ Completion::Status FakeFabric::Carry(FakeQueuePair* pair, Slot* slot) {
   uint64_t at = 0;
   for (const Piece& piece : slot->pieces) {
     if (bytes == 0) break;
-    char* const local = request.inlined
-                            ? slot->inlined.data() + at
-                            : Reach(&pair->device, pair->domain, piece.address, piece.length,
-                                    piece.local_key, lands);
+    std::shared_ptr<Mapping> dmabuf;
+    char* const local = request.inlined ? slot->inlined.data() + at
+                                        : Reach(&pair->device, pair->domain, piece.address,
+                                                piece.length, piece.local_key, lands, &dmabuf);
     if (local == nullptr) {
       slot->text = "local protection error";
       return Status::kLocalError;
     }
-    if (read) {
+    if (read && dmabuf != nullptr && on_dmabuf_write_) {
+      std::vector<char> brought(piece.length);
+      protocol::RacyCopy(brought.data(), remote + at, piece.length);
+      on_dmabuf_write_(piece.address, [local, dmabuf, brought = std::move(brought)] {
+        std::memcpy(local, brought.data(), brought.size());
+      });
+    } else if (read) {
       // What is read may be written meanwhile, as with a real NIC.
       protocol::RacyCopy(local, remote + at, piece.length);
     } else {
@@ -299,6 +307,17 @@ void FakeFabric::RefusePosts(const std::string& device, uint32_t count) {
 void FakeFabric::RefuseRegistrations(const std::string& device, bool refuse) {
   MutexLock lock(mu_);
   Named(device)->refuses_registrations = refuse;
+}
+
+void FakeFabric::RefuseDmabufs(const std::string& device, bool refuse) {
+  MutexLock lock(mu_);
+  Named(device)->refuses_dmabufs = refuse;
+}
+
+void FakeFabric::OnDmabufWrite(
+    std::function<void(uint64_t address, std::function<void()> write)> on_dmabuf_write) {
+  MutexLock lock(mu_);
+  on_dmabuf_write_ = std::move(on_dmabuf_write);
 }
 
 void FakeFabric::OnExecute(

@@ -70,6 +70,12 @@ class FakeFabric {
   // The next so many posts to queue pairs of the device are refused.
   void RefusePosts(const std::string& device, uint32_t count);
   void RefuseRegistrations(const std::string& device, bool refuse);
+  // As NICs without dma-buf do.
+  void RefuseDmabufs(const std::string& device, bool refuse);
+  // A dma-buf is a memory file here.  What a READ brings into one is written by calling `write`:
+  // now or later, by whoever knows what the device at `address` does.
+  void OnDmabufWrite(
+      std::function<void(uint64_t address, std::function<void()> write)> on_dmabuf_write);
   // Called for each request that is carried out, before its bytes move.
   void OnExecute(std::function<void(const WorkRequest&, const std::string& device)> on_execute);
 
@@ -78,6 +84,8 @@ class FakeFabric {
     uint64_t requests = 0;
     uint64_t completions = 0;
     uint64_t registrations = 0;  // now
+    uint64_t dmabufs = 0;        // of these
+    uint64_t dmabuf_tries = 0;   // that were to be registered, ever
     uint64_t queue_pairs = 0;    // now
     uint64_t bytes = 0;
     std::map<std::string, uint64_t> device_bytes;  // by the device that made the requests
@@ -95,11 +103,13 @@ class FakeFabric {
   friend class FakeQueue;
   friend class FakeChannel;
 
+  class Mapping;
   struct Registration {
     uint64_t address = 0;
     uint64_t bytes = 0;
     uint32_t access = 0;
     const void* domain = nullptr;
+    std::shared_ptr<Mapping> mapping = nullptr;  // of a dma-buf
   };
   struct Slot {
     WorkRequest request;
@@ -114,8 +124,10 @@ class FakeFabric {
   bool StepLocked() REQUIRES(mu_);
   void Execute(FakeQueuePair* pair, size_t index) REQUIRES(mu_);
   Completion::Status Carry(FakeQueuePair* pair, Slot* slot) REQUIRES(mu_);
+  // `mapping`: what the memory is in, if that is a dma-buf.
   char* Reach(FakeDevice* device, const void* domain, uint64_t address, uint64_t bytes,
-              uint32_t key, uint32_t access) REQUIRES(mu_);
+              uint32_t key, uint32_t access, std::shared_ptr<Mapping>* mapping = nullptr)
+      REQUIRES(mu_);
   void Complete(FakeQueuePair* pair) REQUIRES(mu_);
   void Break(FakeQueuePair* pair) REQUIRES(mu_);
   FakeDevice* DeviceAt(const std::string& address) REQUIRES(mu_);
@@ -134,6 +146,7 @@ class FakeFabric {
   uint32_t next_pair_ GUARDED_BY(mu_) = 1;
   Counters counters_ GUARDED_BY(mu_);
   std::function<void(const WorkRequest&, const std::string&)> on_execute_ GUARDED_BY(mu_);
+  std::function<void(uint64_t, std::function<void()>)> on_dmabuf_write_ GUARDED_BY(mu_);
   bool stop_ GUARDED_BY(mu_) = false;
   CondVar posted_;
   std::thread thread_;
