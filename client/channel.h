@@ -56,7 +56,11 @@ class Channel : public std::enable_shared_from_this<Channel> {
   bool rdma_failed() const { return rdma_failed_; }
   // The server speaks RESP only: no KV.* commands.
   bool plain() const { return plain_; }
-  bool usable() const { return !stream_.broken(); }
+  bool usable() const { return !stream_.broken() && !parked(); }
+  // A device may still write to an extent of this session's: the server must not be told that it is
+  // free, and so it is told nothing more.  The session ends when the device is done.
+  void Park() { parked_.store(true, std::memory_order_relaxed); }
+  bool parked() const { return parked_.load(std::memory_order_relaxed); }
   // No call will be given it any more.
   void Retire() { retired_.store(true, std::memory_order_relaxed); }
   bool retired() const { return retired_.load(std::memory_order_relaxed); }
@@ -102,6 +106,7 @@ class Channel : public std::enable_shared_from_this<Channel> {
   bool rdma_failed_ = false;
 
   std::atomic<bool> retired_{false};
+  std::atomic<bool> parked_{false};
   std::atomic<bool> has_releases_{false};
   Mutex releases_mu_;
   std::vector<uint64_t> releases_ GUARDED_BY(releases_mu_);

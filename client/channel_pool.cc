@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "client/client_impl.h"
+#include "client/gpu_parked.h"
 
 namespace moonpool::client {
 
@@ -233,6 +234,7 @@ void ClientImpl::Housekeep() {
       GiveBack(std::move(owing));
     }
     if (queue_pairs) TendQueuePairs();
+    parked_->Look();
   }
 }
 

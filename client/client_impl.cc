@@ -9,6 +9,7 @@
 #include "client/async_queue.h"
 #include "client/errors.h"
 #include "client/gatherer.h"
+#include "client/gpu_parked.h"
 #include "client/gpu_transfer.h"
 
 #ifndef MADV_POPULATE_WRITE
@@ -50,35 +51,58 @@ ClientImpl::ClientImpl(Endpoint endpoint, Options options)
       options_(std::move(options)),
       forks_(ForkCount()),
       copier_(options_.copy_threads > 0 ? options_.copy_threads : DefaultCopyThreads()),
+      parked_(std::make_shared<GpuParked>(static_cast<size_t>(options_.connections),
+                                          [this] { StartHousekeeper(); })),
       rdma_(NewRdmaTransport(options_)) {}
 
 ClientImpl::~ClientImpl() {
+  std::unique_ptr<GpuFinisher> finisher;
   {
     MutexLock lock(async_mu_);
     async_.reset();
-    finisher_.reset();
+    finisher = std::move(finisher_);
   }
+  const Clock::time_point deadline = Deadline();
+  if (finisher != nullptr) finisher->Stop(deadline);
   gatherer_.reset();
   {
     MutexLock lock(mu_);
     stop_ = true;
   }
-  if (housekeeper_.joinable()) {
+  std::thread housekeeper;
+  {
+    MutexLock lock(housekeeper_mu_);
+    housekeeper = std::move(housekeeper_);
+  }
+  if (housekeeper.joinable()) {
     const uint64_t one = 1;
     [[maybe_unused]] const ssize_t n = write(wake_fd_.get(), &one, sizeof(one));
-    housekeeper_.join();
+    housekeeper.join();
   }
+  if (parked_->WaitUntil(deadline)) return;
+  // To unpin memory takes a device that answers.
+  std::vector<std::shared_ptr<const void>> memory;
+  {
+    MutexLock lock(mu_);
+    if (memory_ != nullptr) memory = {memory_, memory_->KeepWhatGoes()};
+  }
+  parked_->Leak(std::move(memory));
 }
 
 Status ClientImpl::Start() {
   Status status;
   if (!Borrow(&status)) return status;
   if (options_.gather_us > 0) gatherer_ = std::make_unique<Gatherer>(*this);
-  if (options_.transport != Options::TransportChoice::kTcp) {
-    wake_fd_.Reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    housekeeper_ = std::thread([this] { Housekeep(); });
-  }
+  // Over tcp there is nothing to do before a device is given up.
+  if (options_.transport != Options::TransportChoice::kTcp) StartHousekeeper();
   return {};
+}
+
+void ClientImpl::StartHousekeeper() {
+  MutexLock lock(housekeeper_mu_);
+  if (wake_fd_) return;
+  wake_fd_.Reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  housekeeper_ = std::thread([this] { Housekeep(); });
 }
 
 // --- simple commands ---------------------------------------------------------------------------
@@ -301,6 +325,8 @@ Stats ClientImpl::stats() const {
   stats.gpu_unpinned_values = get(counters_.gpu_unpinned_values);
   stats.gpu_rdma_direct_values = get(counters_.gpu_rdma_direct_values);
   stats.gpu_rdma_error = rdma_->device_memory_error();
+  parked_->Look();
+  stats.gpu_parked_values = parked_->values();
   MutexLock lock(mu_);
   stats.gpu_error = memory_ != nullptr ? memory_->import_error() : std::string();
   return stats;

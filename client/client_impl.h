@@ -32,6 +32,7 @@ namespace moonpool::client {
 class AsyncQueue;
 class Gatherer;
 class GpuFinisher;
+class GpuParked;
 struct GpuTransferState;
 
 // Where the bytes of one key go: pieces to fill, or a string that takes the value's size.
@@ -152,10 +153,17 @@ class ClientImpl {
   void StartGet(GpuTransferState& transfer);
   void StartPut(const std::shared_ptr<GpuTransferState>& transfer);
   // Makes every result known: if the device has copied, or false (of a write over the network: not
-  // for those who only look); or when it has.
+  // for those who only look); or when it has, which is waited for until the deadline.
   bool TryFinish(GpuTransferState& transfer);
-  void Finish(GpuTransferState& transfer);
-  void Retry(GpuTransferState& transfer);
+  bool FinishUntil(GpuTransferState& transfer, Clock::time_point deadline);
+  // Nobody waits for it any more.
+  void GiveUp(GpuTransferState& transfer);
+  // False: it is not finished yet.
+  bool Retry(GpuTransferState& transfer);
+  // For what begins to wait now.
+  Clock::time_point Deadline() const {
+    return Clock::now() + std::chrono::milliseconds(options_.timeout_ms);
+  }
 
   Stats stats() const;
   Transport transport() const;
@@ -194,6 +202,7 @@ class ClientImpl {
   std::shared_ptr<Channel> TakeIdle(const std::function<bool(Channel&)>& wanted) EXCLUDES(mu_);
   // Those of every channel there is now, each when nobody uses it.
   void VisitQueuePairs(const std::function<void(RdmaSession&)>& visit) EXCLUDES(mu_);
+  void StartHousekeeper() EXCLUDES(housekeeper_mu_);
   void Housekeep();
   void TendQueuePairs() EXCLUDES(mu_);
   // The channel's queue pairs, when there are any now.  Between commands.
@@ -266,8 +275,8 @@ class ClientImpl {
 
   // --- on a stream of the caller's.  Those without a lock of their own: the transfer's is held
   // Takes what is known so far.  Whether that is everything.
-  static bool Submit(GpuTransferState& transfer, std::vector<KeyResult>* results);
-  void FinishLocked(GpuTransferState& transfer);
+  bool Submit(GpuTransferState& transfer, std::vector<KeyResult>* results);
+  bool FinishLocked(GpuTransferState& transfer, Clock::time_point deadline);
   void FinishGet(GpuTransferState& transfer, std::vector<KeyResult>* results);
   void FinishPut(GpuTransferState& transfer, std::vector<KeyResult>* results);
   static void Finished(GpuTransferState& transfer, std::vector<KeyResult>* results);
@@ -336,6 +345,7 @@ class ClientImpl {
   // As the last server that was spoken to has it.
   std::atomic<uint64_t> bulk_threshold_{UINT64_MAX};
   Copier copier_;
+  const std::shared_ptr<GpuParked> parked_;
 
   mutable Mutex mu_;
   CondVar channel_free_;  // who waits takes any
@@ -361,7 +371,8 @@ class ClientImpl {
   std::unique_ptr<GpuFinisher> finisher_ GUARDED_BY(async_mu_);
   std::unique_ptr<Gatherer> gatherer_;
   UniqueFd wake_fd_;
-  std::thread housekeeper_;
+  Mutex housekeeper_mu_;
+  std::thread housekeeper_ GUARDED_BY(housekeeper_mu_);
 };
 
 }  // namespace moonpool::client

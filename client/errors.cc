@@ -64,6 +64,7 @@ Status FromErrorReply(std::string_view text) {
 }
 
 Status FromDeviceError(const Error& error) {
+  if (error.code == ErrorCode::kTimeout) return {Code::kTimeout, error.message};
   return {error.code == ErrorCode::kInvalidArgument ? Code::kInvalidArgument : Code::kDeviceError,
           error.message};
 }

@@ -1,5 +1,6 @@
 // ClientImpl: values that go into memory of devices, or come from there.
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "client/client_impl.h"
@@ -131,8 +132,11 @@ void ClientImpl::PullByDevice(Channel& channel, const Pull& pull, GetBatch& batc
   if (!move.memory->generations()->PinFor(*device) || !pinned) {
     counters_.gpu_unpinned_values.fetch_add(1, std::memory_order_relaxed);
   }
-  if (options_.checksum && pull.descriptor.crc) {
-    if (batch.gpu->full()) FinishMoves(batch);
+  // A device must not write to a string when the call has returned.
+  std::string* const text = batch.items[pull.index].text;
+  const bool checked = options_.checksum && pull.descriptor.crc;
+  if ((checked || text != nullptr) && batch.gpu->full()) FinishMoves(batch);
+  if (checked) {
     const bool loaded = LoadChecked(pull, batch, &move);
     if (pull.descriptor.lease != 0) channel.QueueRelease(pull.descriptor.lease);
     if (!loaded) return;
@@ -140,7 +144,16 @@ void ClientImpl::PullByDevice(Channel& channel, const Pull& pull, GetBatch& batc
     move.channel = channel.shared_from_this();
     move.lease = pull.descriptor.lease;
   }
-  MoveTo(batch.items[pull.index], std::move(move), *batch.gpu);
+  if (text == nullptr) return MoveTo(batch.items[pull.index], std::move(move), *batch.gpu);
+  const Result<char*> memory = batch.gpu->Stage(device, move.bytes);
+  if (!memory) {
+    if (move.lease != 0) channel.QueueRelease(move.lease);
+    return batch.Error(pull.index, FromDeviceError(memory.error()));
+  }
+  move.text = text;
+  move.staged = *memory;
+  const LayeredPiece whole{{*memory, move.pool, move.bytes}, 0};
+  batch.gpu->Add(std::move(move), std::span(&whole, 1));
 }
 
 // What RDMA has put into pinned memory.
@@ -172,13 +185,17 @@ bool ClientImpl::LoadChecked(const Pull& pull, GetBatch& batch, GpuMove* move) {
     return false;
   }
   if (pull.mapping->device() != nullptr) {
-    GpuWork load;
+    GpuWork load(parked_);
+    load.ShareStaged(*batch.gpu);
+    if (batch.gpu->given_up(pull.mapping->device())) load.GiveUp(pull.mapping->device());
     load.Use(index, pull.mapping->device());
     const LayeredPiece whole{{*memory, move->pool, move->bytes}, 0};
     load.Add(*move, std::span(&whole, 1));
-    load.Submit();
-    load.Wait();
+    const Clock::time_point deadline = Deadline();
+    load.Submit(deadline);
+    load.WaitUntil(deadline);
     GpuMove& loaded = load.moves()[0];
+    if (loaded.outcome == GpuMove::Outcome::kLeft) batch.gpu->GiveUp(pull.mapping->device());
     if (loaded.outcome == GpuMove::Outcome::kChanged) return again();
     if (loaded.outcome != GpuMove::Outcome::kDone) {
       batch.Error(index, FromDeviceError(loaded.error));
@@ -204,8 +221,9 @@ void ClientImpl::FinishMoves(GetBatch& batch) {
   GpuWork& gpu = *batch.gpu;
   if (gpu.deferred()) return;
   if (!gpu.moves().empty()) {
-    gpu.Submit();
-    gpu.Wait();
+    const Clock::time_point deadline = Deadline();
+    gpu.Submit(deadline);
+    gpu.WaitUntil(deadline);
     batch.now = Clock::now();
     for (GpuMove& move : gpu.moves()) FinishMove(move, batch);
     batch.now.reset();
@@ -220,6 +238,7 @@ void ClientImpl::FinishMove(GpuMove& move, GetBatch& batch) {
     case GpuMove::Outcome::kDone:
       counters_.Read(move.transport, move.bytes);
       counters_.gpu_values.fetch_add(1, std::memory_order_relaxed);
+      if (move.text != nullptr) std::memcpy(move.text->data(), move.staged, move.bytes);
       if (move.mapping == nullptr) {
         counters_.gpu_staged_values.fetch_add(1, std::memory_order_relaxed);
       }
@@ -230,6 +249,7 @@ void ClientImpl::FinishMove(GpuMove& move, GetBatch& batch) {
       batch.pending.push_back(move.index);
       return;
     case GpuMove::Outcome::kFailed:
+    case GpuMove::Outcome::kLeft:
       batch.Error(move.index, FromDeviceError(move.error));
       return;
     case GpuMove::Outcome::kPending:

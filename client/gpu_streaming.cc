@@ -4,6 +4,7 @@
 
 #include "client/client_impl.h"
 #include "client/errors.h"
+#include "client/gpu_parked.h"
 #include "client/gpu_transfer.h"
 
 namespace moonpool::client {
@@ -20,6 +21,7 @@ std::vector<size_t> AllOf(const GpuTransferState& transfer) {
 
 void ClientImpl::StartGet(GpuTransferState& transfer) {
   MutexLock lock(transfer.mu);
+  transfer.work.ParkIn(parked_);
   std::vector<KeyResult> results(transfer.keys.size());
   GetBatch batch{transfer.keys, transfer.targets, results, AllOf(transfer), transfer.start,
                  &transfer.work};
@@ -37,6 +39,7 @@ void ClientImpl::StartPut(const std::shared_ptr<GpuTransferState>& transfer) {
   GpuTransferState& t = *transfer;
   {
     MutexLock lock(t.mu);
+    t.work.ParkIn(parked_);
     std::vector<KeyResult> results(t.keys.size());
     PutBatch batch{t.keys, t.sources, results, AllOf(t), t.start, &t.work};
     FindDevices(batch);
@@ -76,7 +79,7 @@ void ClientImpl::StartPut(const std::shared_ptr<GpuTransferState>& transfer) {
 bool ClientImpl::Submit(GpuTransferState& transfer, std::vector<KeyResult>* results) {
   transfer.mu.AssertHeld();
   GpuWork& work = transfer.work;
-  work.Submit();
+  work.Submit(Deadline());
   transfer.device = work.main();
   for (size_t layer = 0; layer < work.layers(); ++layer) {
     const gpu::Event* const event = work.LayerEvent(layer);
@@ -93,26 +96,25 @@ bool ClientImpl::Submit(GpuTransferState& transfer, std::vector<KeyResult>* resu
 
 bool ClientImpl::TryFinish(GpuTransferState& transfer) {
   if (!transfer.mu.TryLock()) return false;  // somebody waits for it, or finishes it
-  const bool done = transfer.work.Done();
-  if (done) FinishLocked(transfer);
+  const bool done = transfer.work.Done() && FinishLocked(transfer, Clock::now());
   transfer.mu.Unlock();
   return done;
 }
 
-void ClientImpl::Finish(GpuTransferState& transfer) {
+bool ClientImpl::FinishUntil(GpuTransferState& transfer, Clock::time_point deadline) {
   MutexLock lock(transfer.mu);
-  FinishLocked(transfer);
+  return FinishLocked(transfer, deadline);
 }
 
-void ClientImpl::FinishLocked(GpuTransferState& transfer) {
+bool ClientImpl::FinishLocked(GpuTransferState& transfer, Clock::time_point deadline) {
   transfer.mu.AssertHeld();
   std::vector<KeyResult> results;
   {
     MutexLock look(transfer.look_mu);
-    if (transfer.finished) return;
+    if (transfer.finished) return true;
     results = transfer.results;
   }
-  transfer.work.Wait();
+  if (!transfer.work.WaitUntil(deadline)) return false;
   if (transfer.kind == GpuTransferState::Kind::kPut) {
     FinishPut(transfer, &results);
   } else {
@@ -120,6 +122,13 @@ void ClientImpl::FinishLocked(GpuTransferState& transfer) {
   }
   transfer.work.Settle();
   Finished(transfer, &results);
+  return true;
+}
+
+void ClientImpl::GiveUp(GpuTransferState& transfer) {
+  MutexLock lock(transfer.mu);
+  transfer.events.clear();
+  transfer.work.Clear();
 }
 
 // In the place of the old ones: the caller may look at those.
@@ -151,12 +160,19 @@ void ClientImpl::FinishPut(GpuTransferState& transfer, std::vector<KeyResult>* r
   std::vector<GpuMove*> aborted;
   std::vector<Allocation> copied;
   std::shared_ptr<Channel> channel;
+  bool left = false;
   for (GpuMove& move : transfer.work.moves()) {
     const bool in_pool = move.mapping != nullptr;
     if (in_pool) channel = move.channel;
     if (move.outcome != GpuMove::Outcome::kDone) {
       batch.Error(move.index, FromDeviceError(move.error));
-      if (in_pool) aborted.push_back(&move);
+      if (!in_pool) continue;
+      // What the device may still write to must not be given to others.
+      if (move.outcome == GpuMove::Outcome::kLeft) {
+        left = true;
+      } else {
+        aborted.push_back(&move);
+      }
       continue;
     }
     counters_.gpu_values.fetch_add(1, std::memory_order_relaxed);
@@ -170,6 +186,10 @@ void ClientImpl::FinishPut(GpuTransferState& transfer, std::vector<KeyResult>* r
     batch.pending.push_back(move.index);
   }
   if (channel != nullptr) Commit(channel, aborted, copied, batch);
+  if (left) {
+    Status status;
+    if (const Borrowed session = BorrowThat(channel, &status)) session->Park();
+  }
   Put(batch, transfer.options);
 }
 
@@ -206,15 +226,15 @@ void ClientImpl::Commit(const std::shared_ptr<Channel>& session, std::span<GpuMo
   }
 }
 
-void ClientImpl::Retry(GpuTransferState& transfer) {
+bool ClientImpl::Retry(GpuTransferState& transfer) {
   MutexLock lock(transfer.mu);
-  FinishLocked(transfer);
+  if (!FinishLocked(transfer, Deadline())) return false;
   std::vector<KeyResult> results;
   {
     MutexLock look(transfer.look_mu);
     results = transfer.results;
   }
-  GpuWork work;
+  GpuWork work(parked_);
   GetBatch batch{transfer.keys, transfer.targets, results, {}, Clock::now(), &work};
   for (size_t i = 0; i < results.size(); ++i) {
     if (results[i].code == Code::kChanged) batch.pending.push_back(i);
@@ -222,6 +242,7 @@ void ClientImpl::Retry(GpuTransferState& transfer) {
   FindDevices(batch);
   Get(batch);
   Finished(transfer, &results);
+  return true;
 }
 
 // Pages in host memory are pieces.
@@ -268,7 +289,7 @@ GpuFinisher& ClientImpl::finisher() {
   if (finisher_ == nullptr) {
     finisher_ = std::make_unique<GpuFinisher>(
         [this](GpuTransferState& transfer) { return TryFinish(transfer); },
-        [this](GpuTransferState& transfer) { Finish(transfer); });
+        [this](GpuTransferState& transfer) { GiveUp(transfer); });
   }
   return *finisher_;
 }

@@ -43,6 +43,22 @@ uint32_t LayersOf(std::span<const std::vector<Piece>> all) {
 }
 // More would be a slip: every one costs an event.
 constexpr uint32_t kMostLayers = 65536;
+// What is longer is for ever, and fits into the clock.
+constexpr std::chrono::milliseconds kLongestWait = std::chrono::hours(24 * 365);
+
+// As they stand, for who does not wait any longer.
+std::span<const KeyResult> SoFar(State& state) {
+  MutexLock look(state.look_mu);
+  state.so_far = state.results;
+  for (size_t i = 0; i < state.so_far.size(); ++i) {
+    if (!state.in_flight[i]) continue;
+    state.so_far[i].code = Code::kTimeout;
+    state.so_far[i].message =
+        "the stream has not come to the copy yet, or the GPU not finished it: keep the buffers and "
+        "wait again, or see what the GPU does";
+  }
+  return state.so_far;
+}
 
 // The caller's side of what is moved; empty: the description is good.  REQUIRES: cache.layers > 0.
 std::string AddPages(const PagedCache& cache, const PageIndexes& pages, State* state) {
@@ -203,7 +219,9 @@ GpuTransfer::~GpuTransfer() {
     new std::shared_ptr<ClientImpl>(std::move(client_));
     return;
   }
-  if (state_->kind == Kind::kGet) client_->Finish(*state_);
+  if (state_->kind == Kind::kGet && !client_->FinishUntil(*state_, client_->Deadline())) {
+    client_->GiveUp(*state_);
+  }
 }
 
 size_t GpuTransfer::layers() const { return state_ == nullptr ? 0 : state_->layers; }
@@ -257,14 +275,22 @@ bool GpuTransfer::Done() {
 
 std::span<const KeyResult> GpuTransfer::Wait() {
   if (state_ == nullptr) return {};
-  client_->Finish(*state_);
+  if (!client_->FinishUntil(*state_, client_->Deadline())) return SoFar(*state_);
+  MutexLock look(state_->look_mu);
+  return state_->results;
+}
+
+std::span<const KeyResult> GpuTransfer::WaitFor(std::chrono::milliseconds timeout) {
+  if (state_ == nullptr) return {};
+  const Clock::time_point deadline = Clock::now() + std::min(timeout, kLongestWait);
+  if (!client_->FinishUntil(*state_, deadline)) return SoFar(*state_);
   MutexLock look(state_->look_mu);
   return state_->results;
 }
 
 std::span<const KeyResult> GpuTransfer::Retry() {
   if (state_ == nullptr) return {};
-  client_->Retry(*state_);
+  if (!client_->Retry(*state_)) return SoFar(*state_);
   MutexLock look(state_->look_mu);
   return state_->results;
 }

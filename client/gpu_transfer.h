@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -21,7 +22,7 @@ namespace moonpool::client {
 struct GpuTransferState {
   enum class Kind : uint8_t { kGet, kPut };
   GpuTransferState(Kind of_kind, void* stream, uint32_t layer_count)
-      : kind(of_kind), layers(layer_count), work(gpu::StreamRef{stream}, layer_count) {}
+      : kind(of_kind), layers(layer_count), work(nullptr, gpu::StreamRef{stream}, layer_count) {}
 
   const Kind kind;
   const uint32_t layers;
@@ -55,26 +56,30 @@ struct GpuTransferState {
   std::vector<KeyResult> results GUARDED_BY(look_mu);
   std::vector<bool> in_flight GUARDED_BY(look_mu);
   bool finished GUARDED_BY(look_mu) = false;
+
+  // What was said of those who were not: by whoever waited, for itself.
+  std::vector<KeyResult> so_far;
 };
 
 // Looks at writes until each is done, and finishes it.
 class GpuFinisher {
  public:
-  // `try_finish`: false while the device copies.  `finish` waits.
+  // `try_finish`: false while the device copies.
   GpuFinisher(std::function<bool(GpuTransferState&)> try_finish,
-              std::function<void(GpuTransferState&)> finish);
-  // Finishes what is left.
+              std::function<void(GpuTransferState&)> give_up);
   ~GpuFinisher();
+  // Finishes what is left until the deadline, and gives up what is left then.  The last call.
+  void Stop(Clock::time_point deadline);
   void Add(std::shared_ptr<GpuTransferState> transfer);
 
  private:
   void Work();
 
   const std::function<bool(GpuTransferState&)> try_finish_;
-  const std::function<void(GpuTransferState&)> finish_;
+  const std::function<void(GpuTransferState&)> give_up_;
   Mutex mu_;
   CondVar changed_;
-  bool stop_ GUARDED_BY(mu_) = false;
+  std::optional<Clock::time_point> stop_at_ GUARDED_BY(mu_);
   std::vector<std::shared_ptr<GpuTransferState>> added_ GUARDED_BY(mu_);
   std::thread thread_;
 };

@@ -15,6 +15,20 @@ constexpr uint64_t kStagedBlock = 1 << 20;
 // From so many bytes on a value's pages are a copy of their own, for the copy engine.
 constexpr uint64_t kOwnPageCopy = 1 << 20;
 
+const Error& StillUnderWay() {
+  static const auto& error = *new Error{
+      ErrorCode::kTimeout,
+      "the GPU did not copy it within timeout_ms and may do so yet: keep the buffers until "
+      "Stats::gpu_parked_values is 0, see what the GPU does, or raise timeout_ms"};
+  return error;
+}
+const Error& NotTried() {
+  static const auto& error = *new Error{ErrorCode::kTimeout,
+                                        "it was not tried, as the GPU did not finish earlier "
+                                        "copies within timeout_ms: see what it does"};
+  return error;
+}
+
 // The caller's side of one layer's planes.
 gpu::Pages LayerOf(const gpu::Pages& pages, uint32_t first_plane, uint32_t planes) {
   gpu::Pages layer = pages;
@@ -79,6 +93,10 @@ Result<char*> GpuWork::Stage(gpu::Device* device, uint64_t bytes) {
   staged_left_ -= taken;
   staged_bytes_ += bytes;
   return memory;
+}
+
+void GpuWork::ShareStaged(const GpuWork& other) {
+  blocks_.insert(blocks_.end(), other.blocks_.begin(), other.blocks_.end());
 }
 
 GpuWork::Group& GpuWork::GroupFor(const GpuMove& move) {
@@ -195,7 +213,7 @@ moonpool::Status GpuWork::AddPagesOfLayer(const Group& group, uint32_t layer,
   return {};
 }
 
-Result<gpu::Completion> GpuWork::Send(const Group& group) const {
+Result<gpu::Completion> GpuWork::Send(Group& group, Clock::time_point deadline) const {
   gpu::CopyBatch batch(group.device, stream_);
   std::vector<size_t> keys(moves_.size());
   for (const size_t move : group.moves) {
@@ -215,7 +233,15 @@ Result<gpu::Completion> GpuWork::Send(const Group& group) const {
     // An event for each, empty ones among them.
     if (layers_ > 1) batch.EndLayer();
   }
-  return std::move(batch).Submit();
+  Result<gpu::Completion> completion = std::move(batch).Submit(&group.completion);
+  if (completion || !group.completion) return completion;
+  // Memory that a part of it goes to must not be used as if nothing were under way.
+  group.refused = true;
+  const Result<bool> done = group.completion->WaitUntil(deadline);
+  if (done && !*done) return tl::unexpected(StillUnderWay());
+  group.completion.reset();
+  group.refused = false;
+  return completion;
 }
 
 bool GpuWork::DropUnusable(Group& group) {
@@ -250,48 +276,67 @@ bool GpuWork::DropUnusable(Group& group) {
   return std::erase_if(group.moves, [&](size_t move) { return bad[move]; }) > 0;
 }
 
-void GpuWork::Submit(Group& group) {
+bool GpuWork::given_up(const gpu::Device* device) const {
+  return std::find(given_up_.begin(), given_up_.end(), device) != given_up_.end();
+}
+
+void GpuWork::Submit(Group& group, Clock::time_point deadline) {
   if (std::exchange(group.submitted, true)) return;
+  if (!deferred() && (given_up(group.device) || (parked_ != nullptr && parked_->full()))) {
+    return Fail(group, NotTried());
+  }
   std::stable_sort(group.pieces.begin(), group.pieces.end(), [](const auto& a, const auto& b) {
     return a.second.layer < b.second.layer;
   });
-  Result<gpu::Completion> completion = Send(group);
+  Result<gpu::Completion> completion = Send(group, deadline);
   // One bad buffer must not fail the keys beside it.
   if (!completion && completion.error().code == ErrorCode::kInvalidArgument &&
       DropUnusable(group)) {
-    completion = Send(group);
+    completion = Send(group, deadline);
   }
   if (completion) {
     group.completion = std::move(*completion);
+  } else if (group.refused) {
+    GiveUp(group.device);
+    Fail(group, completion.error(), GpuMove::Outcome::kLeft);
   } else {
     Fail(group, completion.error());
   }
 }
 
-void GpuWork::Submit() {
-  for (Group& group : groups_) Submit(group);
+void GpuWork::Submit(Clock::time_point deadline) {
+  for (Group& group : groups_) Submit(group, deadline);
 }
 
-void GpuWork::Fail(const Group& group, const Error& error) {
+void GpuWork::Fail(const Group& group, const Error& error, GpuMove::Outcome outcome) {
   for (const size_t move : group.moves) {
-    moves_[move].outcome = GpuMove::Outcome::kFailed;
+    moves_[move].outcome = outcome;
     moves_[move].error = error;
   }
 }
 
 bool GpuWork::Done() const {
   return std::all_of(groups_.begin(), groups_.end(), [](const Group& group) {
-    if (!group.completion) return true;
+    if (!group.completion || group.done || group.refused) return true;
     const Result<bool> done = group.completion->Done();
-    return !done || *done;  // an error is told by Wait()
+    return !done || *done;  // an error is told by WaitUntil()
   });
 }
 
-void GpuWork::Wait() {
+bool GpuWork::WaitUntil(Clock::time_point deadline) {
+  bool all = true;
   for (Group& group : groups_) {
-    if (!group.completion) continue;
-    if (moonpool::Status status = group.completion->Wait(); !status) {
-      Fail(group, status.error());
+    if (!group.completion || group.done || group.refused) continue;
+    const Result<bool> done = group.completion->WaitUntil(deadline);
+    group.done = !done || *done;
+    if (!done) {
+      Fail(group, done.error());
+      continue;
+    }
+    if (!*done) {
+      all = false;
+      GiveUp(group.device);
+      Fail(group, StillUnderWay(), GpuMove::Outcome::kLeft);
       continue;
     }
     for (size_t key = 0; key < group.moves.size(); ++key) {
@@ -300,9 +345,35 @@ void GpuWork::Wait() {
                                              : GpuMove::Outcome::kChanged;
     }
   }
+  return all;
+}
+
+void GpuWork::Park(Group& group) {
+  if (!group.completion || group.done) return;
+  const Result<bool> done = group.completion->Done();
+  if (!done || *done) return;
+  ParkedWork work{{blocks_.begin(), blocks_.end()},
+                  group.moves.size(),
+                  deferred(),
+                  std::move(*group.completion)};
+  for (const size_t index : group.moves) {
+    const GpuMove& move = moves_[index];
+    if (move.mapping != nullptr) work.held.push_back(move.mapping);
+    if (move.memory != nullptr) {
+      work.held.push_back(move.memory);
+      work.held.push_back(move.memory->KeepWhatGoes());
+    }
+    // The server gives a session's extents to nobody else while it lives.
+    if (move.token != 0) work.held.push_back(move.channel);
+  }
+  group.completion.reset();
+  parked_->Add(std::move(work));
 }
 
 void GpuWork::Settle() {
+  for (Group& group : groups_) {
+    if (group.refused) Park(group);
+  }
   for (GpuMove& move : moves_) {
     move.pool = nullptr;
     move.counter = nullptr;
@@ -318,12 +389,15 @@ void GpuWork::Settle() {
 }
 
 const gpu::Event* GpuWork::LayerEvent(size_t layer) const {
-  if (groups_.empty() || !groups_[0].completion) return nullptr;
+  if (groups_.empty() || !groups_[0].completion || groups_[0].refused) return nullptr;
   return &groups_[0].completion->layer(layer);
 }
 
 void GpuWork::Clear() {
-  groups_.clear();  // waits
+  if (parked_ != nullptr) {
+    for (Group& group : groups_) Park(group);
+  }
+  groups_.clear();
   moves_.clear();
   ForgetStaged();
 }

@@ -32,6 +32,7 @@ void ClientImpl::PushByDevice(Channel& channel, const Allocation& allocation, Pu
   move.pool = allocation.mapping->data() + allocation.offset;
   move.bytes = batch.items[allocation.index].bytes;
   move.mapping = allocation.mapping;
+  move.memory = channel.memory();
   move.channel = channel.shared_from_this();
   move.token = allocation.token;
   if (!move.mapping->PinFor(*device)) {
@@ -51,8 +52,9 @@ bool ClientImpl::PutStaged(PutBatch& batch, const std::function<bool()>& put) {
   const std::vector<size_t> todo = std::move(batch.pending);
   std::vector<size_t> left;
   bool usable = true;
+  GpuWork load(parked_);
   for (size_t next = 0; next < todo.size() && usable;) {
-    GpuWork load;
+    load.Clear();
     batch.pending.clear();
     for (; next < todo.size() && !load.full(); ++next) {
       const size_t index = todo[next];
@@ -75,8 +77,9 @@ bool ClientImpl::PutStaged(PutBatch& batch, const std::function<bool()>& put) {
       move.bytes = bytes;
       MoveFrom(items[index], std::move(move), load);
     }
-    load.Submit();
-    load.Wait();
+    const Clock::time_point deadline = Deadline();
+    load.Submit(deadline);
+    load.WaitUntil(deadline);
     for (const GpuMove& move : load.moves()) {
       if (move.outcome == GpuMove::Outcome::kDone) {
         batch.pending.push_back(move.index);

@@ -88,7 +88,9 @@ void NodeMemory::Add(uint32_t region, std::shared_ptr<Mapping> mapping) {
 }
 
 void NodeMemory::Remove(uint32_t region) {
-  std::shared_ptr<Mapping> removed;  // unmapped after the lock is released
+  // Unmapped after the lock is released.
+  std::shared_ptr<Mapping> removed;
+  std::shared_ptr<Kept> kept;
   MutexLock lock(mu_);
   const auto found = regions_.find(region);
   if (found == regions_.end()) return;
@@ -96,6 +98,15 @@ void NodeMemory::Remove(uint32_t region) {
   regions_.erase(found);
   std::erase_if(leaving_, [](const auto& leaving) { return leaving.second.expired(); });
   if (removed->device() != nullptr) leaving_[region] = removed;
+  kept = kept_.lock();
+  if (kept != nullptr) kept->push_back(removed);
+}
+
+std::shared_ptr<const void> NodeMemory::KeepWhatGoes() {
+  MutexLock lock(mu_);
+  std::shared_ptr<Kept> kept = kept_.lock();
+  if (kept == nullptr) kept_ = kept = std::make_shared<Kept>();
+  return kept;
 }
 
 bool NodeMemory::InUse(uint32_t region) const {

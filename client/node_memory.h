@@ -12,6 +12,7 @@
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
+#include <vector>
 
 #include "client/fork_guard.h"
 #include "gpu/device.h"
@@ -80,6 +81,10 @@ class NodeMemory {
   // Forgets the region; users that hold the mapping keep it.
   void Remove(uint32_t region);
 
+  // While somebody holds this, what is removed stays mapped and pinned: to undo that waits for
+  // devices, whatever it is that they do.
+  std::shared_ptr<const void> KeepWhatGoes();
+
   // Whether a copy still uses memory of a device that was removed, whichever connection's it is.
   bool InUse(uint32_t region) const;
 
@@ -95,6 +100,9 @@ class NodeMemory {
   std::unordered_map<uint32_t, std::shared_ptr<Mapping>> regions_ GUARDED_BY(mu_);
   // Of devices, and removed while somebody held them.
   std::unordered_map<uint32_t, std::weak_ptr<Mapping>> leaving_ GUARDED_BY(mu_);
+  // Only added to, under mu_.
+  using Kept = std::vector<std::shared_ptr<Mapping>>;
+  std::weak_ptr<Kept> kept_ GUARDED_BY(mu_);
   std::unordered_set<uint32_t> not_importable_ GUARDED_BY(mu_);
   std::string import_error_ GUARDED_BY(mu_);
 };

@@ -76,7 +76,7 @@ void WordsOfLocate(RespStream& stream, std::span<const std::string_view> keys,
 std::vector<KeyResult> ClientImpl::GetInto(std::span<const std::string_view> keys,
                                            std::span<const Target> targets) {
   std::vector<KeyResult> results(keys.size());
-  GpuWork gpu;
+  GpuWork gpu(parked_);
   GetBatch batch{keys, targets, results, {}, Clock::now(), &gpu};
   if (targets.size() != keys.size()) {
     for (size_t i = 0; i < keys.size(); ++i) {
@@ -275,7 +275,7 @@ void ClientImpl::RunPulls(Channel& channel, std::span<const Pull> pulls, GetBatc
       from += part.size;
     }
   }
-  if (!batch.gpu->deferred()) batch.gpu->Submit();
+  if (!batch.gpu->deferred()) batch.gpu->Submit(Deadline());
   copier_.Copy(pieces, batch.room);
   batch.now = Clock::now();
   for (const Pull* pull : copied) {

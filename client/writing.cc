@@ -72,7 +72,7 @@ std::vector<KeyResult> ClientImpl::PutFrom(std::span<const std::string_view> key
                                            std::span<const Source> sources,
                                            const PutOptions& options) {
   std::vector<KeyResult> results(keys.size());
-  GpuWork gpu;
+  GpuWork gpu(parked_);
   PutBatch batch{keys, sources, results, {}, Clock::now(), &gpu};
   std::string wrong = WrongOptions(options);
   if (sources.size() != keys.size()) wrong = "one buffer per key is needed";
@@ -263,16 +263,20 @@ void ClientImpl::Push(Channel& channel, PutBatch& batch, std::vector<Allocation>
     }
     if (options_.checksum) allocation.crc = ChecksumOf(source);
   }
-  gpu.Submit();
+  gpu.Submit(Deadline());
   copier_.Copy(pieces);
-  gpu.Wait();
+  gpu.WaitUntil(Deadline());
   for (const GpuMove& move : gpu.moves()) {
     if (move.outcome == GpuMove::Outcome::kDone) {
       counters_.gpu_values.fetch_add(1, std::memory_order_relaxed);
       continue;
     }
     batch.Error(move.index, FromDeviceError(move.error));
-    Abort(channel, batch.keys[move.index], move.token);
+    if (move.outcome == GpuMove::Outcome::kLeft) {
+      channel.Park();
+    } else {
+      Abort(channel, batch.keys[move.index], move.token);
+    }
     std::erase_if(*allocations,
                   [&](const Allocation& allocation) { return allocation.index == move.index; });
   }

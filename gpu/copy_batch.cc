@@ -56,10 +56,35 @@ struct Completion::State {
     return __atomic_load_n(reinterpret_cast<const uint32_t*>(state), __ATOMIC_ACQUIRE) ==
            static_cast<uint32_t>(CheckState::kUnchanged);
   }
-  // Leaves nothing under way.
-  void DrainAll() {
-    for (auto& [other, side] : in_flight.streams) (void)other->Drain(side->ref());
-    (void)device->Drain(stream);
+  // Behind all that was put into each stream, of a batch that failed; else the last layer's event
+  // is.
+  std::vector<std::unique_ptr<Event>> ends;
+  // Nothing is put into the streams any more.
+  void Fail() {
+    layers.clear();
+    for (auto& [other, side] : in_flight.streams) End(*other, side->ref());
+    End(*device, stream);
+  }
+  void End(Device& of, StreamRef in) {
+    Result<std::unique_ptr<Event>> event = of.NewEvent();
+    if (event && of.Record(**event, in)) {
+      ends.push_back(std::move(*event));
+    } else {
+      (void)of.Drain(in);  // which returns: a device that takes no events is lost as a rule
+    }
+  }
+  // Whether look(event) is true of all that everything is done with.  An error when one has one,
+  // and none of the others is still to come.
+  template <typename Look>
+  Result<bool> AllReached(Look&& look) const {
+    if (!layers.empty()) return look(*layers.back().event);
+    Result<bool> all = true;
+    for (const std::unique_ptr<Event>& end : ends) {
+      Result<bool> reached = look(*end);
+      if (reached && !*reached) return false;
+      if (!reached) all = std::move(reached);
+    }
+    return all;
   }
 };
 
@@ -79,10 +104,18 @@ Completion::~Completion() {
 }
 
 Result<bool> Completion::Done() const {
-  return state_->layers.back().event->Reached();
+  return state_->AllReached([](const Event& event) { return event.Reached(); });
 }
 Status Completion::Wait() const {
-  return state_->layers.back().event->Wait();
+  const Result<bool> done = state_->AllReached([](const Event& event) -> Result<bool> {
+    if (Status status = event.Wait(); !status) return tl::unexpected(std::move(status.error()));
+    return true;
+  });
+  if (!done) return tl::unexpected(done.error());
+  return {};
+}
+Result<bool> Completion::WaitUntil(std::chrono::steady_clock::time_point deadline) const {
+  return state_->AllReached([deadline](const Event& event) { return event.WaitUntil(deadline); });
 }
 size_t Completion::layers() const {
   return state_->layers.size();
@@ -153,6 +186,11 @@ void CopyBatch::EndLayer() {
 }
 
 Result<Completion> CopyBatch::Submit() && {
+  std::optional<Completion> left;  // waits when it goes
+  return std::move(*this).Submit(&left);
+}
+
+Result<Completion> CopyBatch::Submit(std::optional<Completion>* left) && {
   const std::unique_ptr<State> batch = std::move(state_);
   // EndLayer() after the last layer begins one that stays empty.
   if (batch->layers.size() > 1 && batch->layers.back().keys.empty()) batch->layers.pop_back();
@@ -167,7 +205,8 @@ Result<Completion> CopyBatch::Submit() && {
     sent->in_flight.streams.emplace_back(batch->device, std::move(*own));
   }
   if (Status status = batch->Send(sent.get()); !status) {
-    sent->DrainAll();
+    sent->Fail();
+    if (!sent->ends.empty()) *left = Completion(std::move(sent));
     return tl::unexpected(std::move(status.error()));
   }
   return Completion(std::move(sent));

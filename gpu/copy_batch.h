@@ -23,6 +23,7 @@
 // named, must stay until the completion has been waited for or destroyed (which waits).
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -36,7 +37,7 @@
 
 namespace moonpool::gpu {
 
-// What is under way.  Destruction waits for it.
+// What is under way.  Destruction waits for it, however long: who must not wait keeps it.
 class Completion {
  public:
   Completion(Completion&&) noexcept;
@@ -46,6 +47,8 @@ class Completion {
   // Whether everything has been done.  An error: the device is lost, no byte is to be trusted.
   Result<bool> Done() const;
   Status Wait() const;
+  // The same as Done(), at the latest then.
+  Result<bool> WaitUntil(std::chrono::steady_clock::time_point deadline) const;
   // Reached when the layer's bytes have arrived and its keys have been checked.
   size_t layers() const;
   const Event& layer(size_t index) const;
@@ -96,6 +99,9 @@ class CopyBatch {
 
   // On an error nothing is under way any more, and the destinations hold anything.
   Result<Completion> Submit() &&;
+  // The same for who must not wait: on an error `left` is what may be under way yet, if anything
+  // is.  It has no layers, and says nothing of keys.
+  Result<Completion> Submit(std::optional<Completion>* left) &&;
 
  private:
   struct State;

@@ -1,7 +1,9 @@
 // CudaDevice: streams, events, and work put into streams.
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstring>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -15,6 +17,12 @@ namespace {
 // Blocks of a kernel that moves host memory: enough to have the link's bandwidth times its latency
 // (55 GB/s, 2 us) in flight several times over, and few, as the multiprocessors have other work.
 constexpr int kHostBlocks = 32;
+
+// Who waits for an event with a deadline looks at it all the time at first, as the driver does, and
+// then at times that add no more than this share to the wait.
+constexpr std::chrono::microseconds kSpin{500};
+constexpr int kPauseShare = 32;
+constexpr std::chrono::microseconds kLongestPause{1000};
 
 cudaStream_t Native(StreamRef stream) {
   return static_cast<cudaStream_t>(stream.handle);
@@ -55,6 +63,23 @@ class CudaEvent : public Event {
     const ContextScope scope(context_);
     if (!scope.status()) return scope.status();
     return CudaStatus(cudaEventSynchronize(event_), "cudaEventSynchronize");
+  }
+  // The driver waits for ever or not at all, so this looks again and again.
+  Result<bool> WaitUntil(std::chrono::steady_clock::time_point deadline) const override {
+    const auto start = std::chrono::steady_clock::now();
+    for (;;) {
+      const Result<bool> reached = Reached();
+      if (!reached || *reached) return reached;
+      const auto now = std::chrono::steady_clock::now();
+      if (now >= deadline) return false;
+      const auto waited = now - start;
+      if (waited < kSpin) {
+        std::this_thread::yield();
+      } else {
+        std::this_thread::sleep_for(std::min<std::chrono::nanoseconds>(
+            {waited / kPauseShare, kLongestPause, deadline - now}));
+      }
+    }
   }
   void* native() const override { return event_; }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <functional>
 #include <iterator>
@@ -141,6 +142,12 @@ class HostEvent : public Event {
   Status Wait() const override {
     if (!world_->streams.WaitUntilReached(*point)) return Lost();
     return {};
+  }
+  Result<bool> WaitUntil(std::chrono::steady_clock::time_point deadline) const override {
+    bool lost = false;
+    const bool reached = world_->streams.WaitUntil(*point, deadline, &lost);
+    if (lost) return Lost();
+    return reached;
   }
   void* native() const override { return nullptr; }
   static tl::unexpected<Error> Lost() {

@@ -61,6 +61,18 @@ bool HostStreams::WaitUntilReached(const Point& point) const {
   return !point.lost;
 }
 
+bool HostStreams::WaitUntil(const Point& point, std::chrono::steady_clock::time_point deadline,
+                            bool* lost) const {
+  MutexLock lock(mu_);
+  while (!point.reached) {
+    const auto left = deadline - std::chrono::steady_clock::now();
+    if (left <= std::chrono::steady_clock::duration::zero()) break;
+    changed_.WaitFor(mu_, left);
+  }
+  *lost = point.lost;
+  return point.reached;
+}
+
 void HostStreams::Pause(int device, uint64_t after) {
   MutexLock lock(mu_);
   devices_[device].steps_until_pause = after;

@@ -4,6 +4,7 @@
 // Threads: any.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -44,6 +45,9 @@ class HostStreams {
   bool Reached(const Point& point, bool* lost) const;
   // False: it is lost.
   bool WaitUntilReached(const Point& point) const;
+  // The same as Reached(), at the latest then.
+  bool WaitUntil(const Point& point, std::chrono::steady_clock::time_point deadline,
+                 bool* lost) const;
 
   void Pause(int device, uint64_t after);
   void Resume(int device);

@@ -3,6 +3,8 @@
 // Threads: a Stream and an Event are used by one thread at a time.
 #pragma once
 
+#include <chrono>
+
 #include "protocol/status.h"
 
 namespace moonpool::gpu {
@@ -30,6 +32,8 @@ class Event {
   virtual Result<bool> Reached() const = 0;
   // Blocks until it has.
   virtual Status Wait() const = 0;
+  // The same, but not beyond `deadline`: false when it has not by then.
+  virtual Result<bool> WaitUntil(std::chrono::steady_clock::time_point deadline) const = 0;
   // A cudaEvent_t, for streams of the caller's to wait for; null on the host double.
   virtual void* native() const = 0;
 };

@@ -81,7 +81,8 @@ struct KeyResult {
 
 // Host memory, or memory of a GPU of this process (a CUDA device pointer).  What the GPU is to read
 // must be written when the call begins, and what it is to write is written when the call returns:
-// work on streams is in moonpool/gpu.h.
+// work on streams is in moonpool/gpu.h.  After kTimeout a GPU may still read or write the buffers, of
+// the host too: they must stay until Stats::gpu_parked_values is 0.
 struct Buffer {
   void* data = nullptr;
   size_t size = 0;
@@ -100,7 +101,9 @@ struct Options {
   std::string password = {};
   int connections = 8;           // most connections at one time
   int connect_timeout_ms = 5000;
-  int timeout_ms = 30000;        // for one round trip or one piece of a transfer
+  // For one round trip or one piece of a transfer.  A GPU that has not copied a piece by then (see
+  // Stats::gpu_parked_values) costs its keys kTimeout, as do the batch's others that need it.
+  int timeout_ms = 30000;
   // Threads that work on a large copy out of or into shared memory, the caller's among them;
   // 0: a quarter of the cores, at most 4.
   int copy_threads = 0;
@@ -173,6 +176,10 @@ struct Stats {
                                      // and not as moonpool/gpu.h compares generations
   uint64_t gpu_rdma_direct_values = 0;  // that NICs moved into or out of GPUs' memory, not of these
   std::string gpu_rdma_error = {};  // why NICs do not reach RegisterBuffer()ed memory of GPUs, last
+  // That GPUs may still read or write although nobody waits for them any more.  With a client that is
+  // closed, their memory stays as it is until the process ends.  While batches of this kind are as many
+  // as there are connections, what needs a GPU is kTimeout at once.
+  uint64_t gpu_parked_values = 0;
   std::string gpu_error = {};      // why device memory of the server's could not be had, last
 };
 
@@ -226,7 +233,9 @@ class MOONPOOL_API Client {
   // for a Unix socket; redis:// and unix:// are taken too.  IPv6 addresses in brackets.
   static Status Connect(const std::string& url, const Options& options,
                         std::unique_ptr<Client>* client);
-  // Waits for submitted operations, then closes everything.
+  // Waits for submitted operations, then closes everything.  Waits for GPUs too, but not longer than
+  // timeout_ms: what they may then still touch of the library's is never freed, and buffers of the
+  // caller's must stay until the GPU is at rest.
   ~Client();
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;

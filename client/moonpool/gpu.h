@@ -30,6 +30,12 @@
 // - The last user of a Client that closes it, or drops the last transfer of a closed one, waits for the
 //   streams of writes that are not committed yet.
 //
+// None of this takes longer than Options::timeout_ms: a GPU that hangs, or work before ours in the
+// stream that never ends, costs the keys kTimeout, and writes are not committed.  What the library has
+// in such a stream is not taken back, though.  Buffers must stay until Done() says true; of a read that
+// was dropped, until Stats::gpu_parked_values is 0; of a write that was, and when the client is closed,
+// until the stream is empty.  (Calls of the driver that do not return are beyond this.)
+//
 // Needs no CUDA headers: a stream is a cudaStream_t (a CUstream), null the default stream; an event
 // a cudaEvent_t.  The stream belongs to the device of the first device buffer of the batch.  Buffers
 // of the host may be among the others; they too are touched when the stream comes to them.  A
@@ -37,6 +43,7 @@
 // Buffers must stay until the last event; arrays and keys are copied.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -100,7 +107,8 @@ class PageIndexes {
 
 struct GpuTransferState;
 
-// What is under way.  Destruction waits for the copies of a read; a write goes on without it.
+// What is under way.  Destruction waits for the copies of a read, at most Options::timeout_ms; a write
+// goes on without it.
 // May outlive the Client.  Threads: any, one at a time.  Of a parent's nothing works after fork().
 class MOONPOOL_API GpuTransfer {
  public:
@@ -127,10 +135,15 @@ class MOONPOOL_API GpuTransfer {
   KeyResult result(size_t key) const;
   // Whether all are known; does not wait, neither for the device nor for the network.
   bool Done();
-  // Waits until they are.  Of a write: until the values have been committed.
+  // Waits until they are, at most Options::timeout_ms.  Of a write: until the values have been
+  // committed.  Keys whose copies are not done by then have kTimeout and stay in flight: wait again, or
+  // look at Done().  What is returned stays until the next call of these.
   std::span<const KeyResult> Wait();
+  // The same with another time for the copies; the commit of a write has timeout_ms as ever.
+  std::span<const KeyResult> WaitFor(std::chrono::milliseconds timeout);
   // Waits; then reads again, through fresh descriptors, what is kChanged, and waits for that too.
   // On streams of the library's: what the caller has put into its own meanwhile is not waited for.
+  // Both within timeout_ms each, as Wait() and as calls without a stream do.
   std::span<const KeyResult> Retry();
 
  private:

@@ -133,6 +133,8 @@ class FakeGpuServer {
     MutexLock lock(mu_);
     return last_alloc_;
   }
+  // That are open, over RESP.
+  int connections() const { return connections_; }
   std::atomic<bool> knows_devices{true};
 
  private:
@@ -188,13 +190,18 @@ class FakeGpuServer {
   }
 
   void Talk(UniqueFd fd) {
+    ++connections_;
+    Converse(fd.get());
+    --connections_;
+  }
+  void Converse(int socket) {
     std::string in, line;
-    while (Line(fd.get(), &in, &line)) {
+    while (Line(socket, &in, &line)) {
       std::vector<std::string> words(std::stoul(line.substr(1)));
       for (std::string& word : words) {
-        if (!Line(fd.get(), &in, &line)) return;
+        if (!Line(socket, &in, &line)) return;
         const size_t bytes = std::stoul(line.substr(1));
-        if (!Read(fd.get(), &in, bytes + 2)) return;
+        if (!Read(socket, &in, bytes + 2)) return;
         word = in.substr(0, bytes);
         in.erase(0, bytes + 2);
       }
@@ -205,7 +212,7 @@ class FakeGpuServer {
         out = Answer(words);
       }
       for (size_t sent = 0; sent < out.size();) {
-        const ssize_t n = send(fd.get(), out.data() + sent, out.size() - sent, MSG_NOSIGNAL);
+        const ssize_t n = send(socket, out.data() + sent, out.size() - sent, MSG_NOSIGNAL);
         if (n <= 0) return;
         sent += static_cast<size_t>(n);
       }
@@ -327,6 +334,7 @@ class FakeGpuServer {
   uint16_t port_ = 0;
   std::string attach_name_;
   std::atomic<bool> stop_{false};
+  std::atomic<int> connections_{0};
   Mutex mu_;
   std::vector<std::thread> threads_ GUARDED_BY(mu_);
   std::vector<int> attached_ GUARDED_BY(mu_);

@@ -65,6 +65,9 @@ class GpuRegions : public testing::Test {
     return client->BatchPutFrom(std::span(&key, 1), std::span(&buffer, 1), options)[0];
   }
 
+  void CheckGivenBack(const std::string& options);
+  void CheckStrings(const std::string& options);
+
   std::vector<std::unique_ptr<gpu::HostDevice>> devices_;
   std::unique_ptr<FakeGpuServer> server;
   std::unique_ptr<Client> client;
@@ -182,7 +185,8 @@ TEST_F(GpuRegions, OnStreamsByLayersAndPages) {
   for (size_t i = 0; i < kKeys; ++i) {
     std::string page;
     for (size_t p = 0; p < 4; ++p) {
-      page.append(memory->data() + (p * 8 + static_cast<size_t>(indexes[i])) * kPage / 4, kPage / 4);
+      page.append(memory->data() + (p * 8 + static_cast<size_t>(indexes[i])) * kPage / 4,
+                  kPage / 4);
     }
     EXPECT_TRUE(page == values[i]) << i;
   }
@@ -289,6 +293,128 @@ TEST_F(GpuRegions, AreGivenBackByTransfersThatAreDone) {
     EXPECT_TRUE(reached);
     EXPECT_TRUE(transfer->result(0).ok());
   }
+}
+
+// The device stops: the server's question is answered when it goes on.
+void GpuRegions::CheckGivenBack(const std::string& options) {
+  Start(0, "&connections=2&timeout_ms=1000" + options);
+  const std::string value = Stamped(100'000, 1);
+  server->Put("k", value);
+  const auto into = Block(Poison(value.size()));
+  ASSERT_TRUE(Get("k", into->data(), value.size()).ok());
+  device().Pause();
+  EXPECT_EQ(Get("k", into->data(), value.size()).code, Code::kTimeout);
+  EXPECT_EQ(client->stats().gpu_parked_values, 1u);
+  server->SayGone();
+  // The socket answers: the region is fetched anew.
+  EXPECT_TRUE(Eventually([&] {
+    EXPECT_EQ(Get("k", into->data(), value.size()).code, Code::kTimeout);
+    return server->Heard("want") >= 2;
+  }));
+  EXPECT_EQ(server->Heard("unmapped"), 0);
+  device().Resume();
+  EXPECT_TRUE(Eventually([&] { return server->Heard("unmapped") > 0; }));
+  EXPECT_TRUE(Eventually([&] { return client->stats().gpu_parked_values == 0; }));
+  EXPECT_EQ(Get("k", into->data(), value.size()).transport, Transport::kCuda);
+  EXPECT_TRUE(Read(*into, value.size()) == value);
+}
+TEST_F(GpuRegions, AreGivenBackWhenADeviceThatWasGivenUpIsDone) {
+  CheckGivenBack("");
+}
+TEST_F(GpuRegions, AreGivenBackWhenADeviceThatWasGivenUpIsDoneWithChecksums) {
+  CheckGivenBack("&checksum=yes");
+}
+
+// Reads and writes on a stream, looked at and waited for while the device stands still; and the
+// client goes before it goes on.
+TEST_F(GpuRegions, OnAStreamThatStopsStayWhatTheyAre) {
+  Start(0, "&connections=2&timeout_ms=1000");
+  const std::string value = Stamped(100'000, 1);
+  server->Put("k", value);
+  const auto into = Block(Poison(value.size())), from = Block(value);
+  auto stream = device().NewStream();
+  ASSERT_TRUE(stream);
+  void* const handle = (*stream)->ref().handle;
+  const std::string_view keys[] = {"k"}, copies[] = {"copy"}, others[] = {"other"};
+  const std::vector<LayerBuffer> to[] = {{{into->data(), value.size()}}};
+  const std::vector<ConstLayerBuffer> source[] = {{{from->data(), value.size()}}};
+  PutOptions options;
+  options.prefer = "gpu";
+  ASSERT_TRUE(Get("k", into->data(), value.size()).ok());
+  device().Pause();
+  {
+    GpuTransfer get = GetOnStream(*client, handle, keys, to);
+    GpuTransfer put = PutOnStream(*client, handle, copies, source, options);
+    std::thread looks(
+        [&] { EXPECT_EQ(get.WaitFor(std::chrono::milliseconds(50))[0].code, Code::kTimeout); });
+    EXPECT_EQ(put.WaitFor(std::chrono::milliseconds(50))[0].code, Code::kTimeout);
+    looks.join();
+    EXPECT_EQ(client->stats().gpu_parked_values, 0u);
+    device().Resume();
+    EXPECT_TRUE(get.WaitFor(std::chrono::minutes(3))[0].ok());
+    EXPECT_TRUE(put.WaitFor(std::chrono::minutes(3))[0].ok());
+    EXPECT_TRUE(server->Committed("copy") == value);
+  }
+  device().Pause();
+  (void)PutOnStream(*client, handle, others, source, options);
+  const int connections = server->connections();
+  client = nullptr;
+  EXPECT_GE(server->connections(), 1) << "the session that is written for was closed";
+  EXPECT_LE(server->connections(), connections);
+  server->SayGone();
+  device().Resume();
+  EXPECT_TRUE(Eventually([&] { return device().still(); }));
+  EXPECT_EQ(server->Heard("unmapped"), 0);
+  EXPECT_FALSE(server->Committed("other"));
+}
+
+void GpuRegions::CheckStrings(const std::string& options) {
+  Start(0, "&timeout_ms=1000" + options);
+  const std::string value = Stamped(100'000, 1);
+  server->Put("k", value);
+  std::string text;
+  // So that the region is mapped, and the string as long as it will be.
+  const auto into = Block(Poison(value.size()));
+  ASSERT_TRUE(Get("k", into->data(), value.size()).ok());
+  ASSERT_TRUE(client->Get("k", &text).ok());
+  EXPECT_TRUE(text == value);
+  text = Poison(value.size());
+  device().Pause();
+  EXPECT_EQ(client->Get("k", &text).code, Code::kTimeout);
+  View view;
+  EXPECT_EQ(client->GetView("k", &view).code, Code::kTimeout);
+  EXPECT_EQ(client->stats().gpu_parked_values, 2u);
+  device().Resume();
+  EXPECT_TRUE(Eventually([&] { return client->stats().gpu_parked_values == 0; }));
+  EXPECT_TRUE(text == Poison(value.size()));
+  ASSERT_TRUE(client->Get("k", &text).ok());
+  EXPECT_TRUE(text == value);
+}
+TEST_F(GpuRegions, AStringIsNotWrittenWhenTheCallIsOver) {
+  CheckStrings("");
+}
+TEST_F(GpuRegions, AStringIsNotWrittenWhenTheCallIsOverWithChecksums) {
+  CheckStrings("&checksum=yes");
+}
+
+TEST_F(GpuRegions, AWriteThatIsGivenUpKeepsItsSession) {
+  Start(0, "&connections=1&timeout_ms=1000");
+  const std::string value = Stamped(100'000, 1);
+  const auto from = Block(value);
+  PutOptions prefer;
+  prefer.prefer = "gpu";
+  ASSERT_TRUE(Put("k", from->data(), value.size(), prefer).ok());
+  const int sessions = server->Heard("KV.HELLO");
+  device().Pause();
+  EXPECT_EQ(Put("late", from->data(), value.size(), prefer).code, Code::kTimeout);
+  EXPECT_EQ(server->Heard("KV.ABORT"), 0) << "the server may give the extent to others";
+  EXPECT_EQ(server->connections(), 1);
+  ASSERT_TRUE(client->Set("host", "value").ok());
+  EXPECT_EQ(server->Heard("KV.HELLO"), sessions + 1) << "the session was used again";
+  EXPECT_EQ(server->connections(), 2) << "the session was closed";
+  device().Resume();
+  EXPECT_TRUE(Eventually([&] { return server->connections() == 1; }));
+  EXPECT_FALSE(server->Committed("late"));
 }
 
 TEST_F(GpuRegions, AValueThatChangesUnderTheCopy) {

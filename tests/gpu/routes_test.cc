@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -239,6 +240,33 @@ TEST_F(RoutesTest, LayersAreReachedOneByOne) {
   EXPECT_TRUE(std::string(to->data(), bytes.size()) == bytes);
 }
 
+TEST_F(RoutesTest, AWaitWithADeadlineEnds) {
+  Make({});
+  const std::string bytes = random.Bytes(8192);
+  const auto from = On(0, bytes);
+  const auto to = On(0, Poison(bytes.size()));
+  device().Pause();
+  const auto submitted = Submit({{to->data(), from->data(), bytes.size()}});
+  ASSERT_TRUE(submitted);
+  const auto soon = [](int ms) {
+    return std::chrono::steady_clock::now() + std::chrono::milliseconds(ms);
+  };
+  for (const int ms : {20, 0, -1000}) {
+    const Result<bool> done = submitted->WaitUntil(soon(ms));
+    ASSERT_TRUE(done);
+    EXPECT_FALSE(*done);
+  }
+  device().Resume();
+  const Result<bool> done = submitted->WaitUntil(soon(180'000));
+  EXPECT_TRUE(done && *done);
+  EXPECT_TRUE(std::string(to->data(), bytes.size()) == bytes);
+  device().Pause();
+  const auto lost = Submit({{to->data(), from->data(), bytes.size()}});
+  ASSERT_TRUE(lost);
+  device().LoseAfter(0);
+  EXPECT_FALSE(lost->WaitUntil(soon(180'000)));
+}
+
 // A writer takes the extent over while the copy is under way; wherever generations are compared.
 TEST_F(RoutesTest, AChangeDuringTheCopyIsSeen) {
   Make({});
@@ -308,6 +336,56 @@ TEST_F(RoutesTest, ChecksBesideTheStreamComeBeforeTheirEvents) {
     }
     EXPECT_TRUE(done->Unchanged(checked));
   }
+}
+
+// Who does not wait for what the driver had taken when it refused the rest is told of it: on every
+// stream that a batch is in.
+TEST_F(RoutesTest, AFailedSubmitSaysWhatIsUnderWay) {
+  HostDeviceOptions options;
+  options.devices = 2;
+  options.link = Link::kNone;
+  Make(options);
+  const std::string bytes = random.Bytes(1 << 20);
+  const auto far = On(1, bytes);
+  const auto host = Pinned(bytes);
+  int left_under_way = 0;
+  for (uint64_t call = 0;; ++call) {
+    auto to = On(0, Poison(2 * bytes.size()));
+    CopyBatch batch(&device());
+    const size_t key = batch.AddKey(nullptr, 0);
+    batch.Copy(key, {to->data(), far->data(), bytes.size()});
+    batch.Copy(key, {to->data() + bytes.size(), host->data(), bytes.size()});
+    for (const auto& each : devices) each->Pause();
+    device().FailCallAfter(call);
+    std::optional<Completion> left;
+    const auto done = std::move(batch).Submit(&left);
+    device().FailCallAfter(1'000'000);
+    const auto now = std::chrono::steady_clock::now();
+    for (size_t paused = 0; left && paused < devices.size(); ++paused) {
+      const Result<bool> all = left->WaitUntil(now);
+      ASSERT_TRUE(all);
+      if (!*all) {
+        ++left_under_way;
+        EXPECT_EQ(left->layers(), 0u);
+      }
+      devices[paused]->Resume();
+    }
+    for (const auto& each : devices) each->Resume();
+    if (done) {
+      EXPECT_FALSE(left);
+      ASSERT_TRUE(done->Wait());
+      break;
+    }
+    if (left) {
+      const Result<bool> all = left->WaitUntil(now + std::chrono::minutes(3));
+      EXPECT_TRUE(all && *all);
+      const std::string held(to->data(), 2 * bytes.size());
+      EXPECT_TRUE(device(0).still() && device(1).still());
+      EXPECT_TRUE(held == std::string(to->data(), 2 * bytes.size()));
+    }
+    to.reset();  // nobody writes there any more: the address sanitizer would tell
+  }
+  EXPECT_GT(left_under_way, 3);
 }
 
 // Every call that can fail does so once; nothing is under way afterwards, and the device goes on.
