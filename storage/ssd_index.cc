@@ -207,6 +207,7 @@ Result<std::unique_ptr<SsdIndex>> SsdIndex::Open(const SsdOptions& options,
   rocksdb::DB* db = nullptr;
   const auto opened = rocksdb::DB::Open(DatabaseOptions(options, shared, watch), path, &db);
   if (!opened.ok()) return FailRocks("opening " + path, opened);
+  watch->Watch(db);
   return std::unique_ptr<SsdIndex>(
       new SsdIndex(options.sync, std::move(watch), std::unique_ptr<rocksdb::DB>(db)));
 }

@@ -88,7 +88,10 @@ class SsdIndex {
   uint64_t memory_bytes() const;
   SsdWatch& watch() const { return *watch_; }
   Status Resume() { return watch_->Resume(*db_); }
-  void GiveUpResuming() { rocksdb::CancelAllBackgroundWork(db_.get(), false); }
+  void GiveUpResuming() {
+    watch_->GiveUp();
+    rocksdb::CancelAllBackgroundWork(db_.get(), false);
+  }
 
  private:
   SsdIndex(bool sync, std::shared_ptr<SsdWatch> watch, std::unique_ptr<rocksdb::DB> db);

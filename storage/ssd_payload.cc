@@ -120,6 +120,7 @@ Result<std::unique_ptr<SsdPayload>> SsdPayload::Open(const SsdOptions& options,
   const rocksdb::Status opened =
       rocksdb::DB::Open(DatabaseOptions(options, shared, watch), path, &db);
   if (!opened.ok()) return FailRocks("opening " + path, opened);
+  watch->Watch(db);
   return std::unique_ptr<SsdPayload>(
       new SsdPayload(options, std::move(watch), std::unique_ptr<rocksdb::DB>(db)));
 }

@@ -93,7 +93,10 @@ class SsdPayload {
   uint64_t read_in_place() const { return read_in_place_.load(std::memory_order_relaxed); }
   SsdWatch& watch() const { return *watch_; }
   Status Resume() { return watch_->Resume(*db_); }
-  void GiveUpResuming() { rocksdb::CancelAllBackgroundWork(db_.get(), false); }
+  void GiveUpResuming() {
+    watch_->GiveUp();
+    rocksdb::CancelAllBackgroundWork(db_.get(), false);
+  }
 
  private:
   struct Written {

@@ -5,8 +5,10 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <thread>
 #include <utility>
 
 #include "protocol/crc32c.h"
@@ -52,6 +54,9 @@ ErrorCode CodeOf(const rocksdb::Status& status, const std::string& text) {
   if (status.IsInvalidArgument() || status.IsNotSupported()) return ErrorCode::kInvalidArgument;
   return ErrorCode::kSystem;
 }
+
+// Longest that an error waits for a flush to begin.
+constexpr std::chrono::seconds kFlushBegins{30};
 
 // Tables and blob files that may be open: a share of what the process may have, since every
 // connection needs one too.
@@ -148,6 +153,7 @@ void SsdWatch::OnBackgroundError(rocksdb::BackgroundErrorReason reason, rocksdb:
     *error = rocksdb::Status::OK();
     return;
   }
+  AwaitFlush();
   const std::string text = error->ToString();
   MutexLock lock(mu_);
   if (!error_) error_ = Error{CodeOf(*error, text), text};
@@ -156,6 +162,24 @@ void SsdWatch::OnBackgroundError(rocksdb::BackgroundErrorReason reason, rocksdb:
   // got an error does not count on what was in the old one.
   if (error->IsIOError() && error->severity() > rocksdb::Status::Severity::kHardError) {
     *error = rocksdb::Status(*error, rocksdb::Status::Severity::kHardError);
+  }
+}
+
+// RocksDB 7.8 forgets a flush whose turn of a thread comes when an error has stopped background work:
+// it is taken off the count of unscheduled flushes, but stays in their queue, and every later
+// Resume() waits for it forever.  RocksDB waits for its listeners before the error stops anything.
+void SsdWatch::AwaitFlush() const {
+  using Properties = rocksdb::DB::Properties;
+  rocksdb::DB* const db = db_.load(std::memory_order_acquire);
+  const auto end = std::chrono::steady_clock::now() + kFlushBegins;
+  const auto waits = [&] {
+    uint64_t sealed = 0, running = 0;
+    return Health().has_value() && !given_up_.load(std::memory_order_relaxed) &&
+           db->GetIntProperty(Properties::kNumImmutableMemTable, &sealed) && sealed > 0 &&
+           db->GetIntProperty(Properties::kNumRunningFlushes, &running) && running == 0;
+  };
+  while (db != nullptr && waits() && std::chrono::steady_clock::now() < end) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 }
 

@@ -30,6 +30,9 @@ class SsdWatch : public rocksdb::EventListener {
   // `niceness`: of RocksDB's threads, once they have something to do.
   explicit SsdWatch(int niceness = 0) : niceness_(niceness) {}
 
+  // Once it is open; it must outlive its own threads' use of this.
+  void Watch(rocksdb::DB* db) { db_.store(db, std::memory_order_release); }
+
   // The background error that keeps the database from being written.
   Status Health() const;
   // Lets `db` be written again, if the cause of the error is gone.  kBusy: try again soon.
@@ -44,6 +47,8 @@ class SsdWatch : public rocksdb::EventListener {
   uint64_t flushed_sequence() const { return flushed_sequence_.load(std::memory_order_acquire); }
   void AllFlushed(uint64_t sequence);
   bool stalled() const { return stalled_.load(std::memory_order_relaxed); }
+  // Nobody resumes any more: errors need not wait.
+  void GiveUp() { given_up_.store(true, std::memory_order_relaxed); }
 
   void OnFlushBegin(rocksdb::DB*, const rocksdb::FlushJobInfo&) override;
   void OnCompactionBegin(rocksdb::DB*, const rocksdb::CompactionJobInfo&) override;
@@ -56,7 +61,11 @@ class SsdWatch : public rocksdb::EventListener {
                             bool* auto_recovery) override;
 
  private:
+  void AwaitFlush() const;
+
   const int niceness_;
+  std::atomic<rocksdb::DB*> db_{nullptr};
+  std::atomic<bool> given_up_{false};
   std::atomic<uint64_t> disk_bytes_written_{0};
   std::atomic<uint64_t> flushed_sequence_{0};
   std::atomic<bool> stalled_{false};

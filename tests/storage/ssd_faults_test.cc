@@ -3,10 +3,14 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <memory>
 #include <random>
+#include <string>
+#include <thread>
 #include <vector>
 
 #include "storage/ssd_store.h"
@@ -78,6 +82,69 @@ TEST(SsdFaultsTest, AFullDiskIsToldAndRecoveredFrom) {
 
 TEST(SsdFaultsTest, WriteErrorsAreToldAndRecoveredFrom) {
   WritesFailAndRecover(Fault::kError, ErrorCode::kSystem);
+}
+
+// Takes every thread that flushes, until it is destroyed.
+class NoFlushes {
+ public:
+  explicit NoFlushes(rocksdb::Env* env) {
+    const int threads = env->GetBackgroundThreads(rocksdb::Env::Priority::HIGH);
+    for (int i = 0; i < threads; ++i) env->Schedule(&Hold, this, rocksdb::Env::Priority::HIGH);
+    EXPECT_TRUE(Eventually([&] { return held_ == threads; }));
+  }
+  ~NoFlushes() {
+    end_ = true;
+    EXPECT_TRUE(Eventually([&] { return held_ == 0; }));
+  }
+
+ private:
+  static void Hold(void* self) {
+    auto& no = *static_cast<NoFlushes*>(self);
+    no.held_.fetch_add(1);
+    while (!no.end_) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    no.held_.fetch_sub(1);
+  }
+
+  std::atomic<int> held_{0};
+  std::atomic<bool> end_{false};
+};
+
+TEST(SsdFaultsTest, AnErrorDoesNotOvertakeAFlush) {
+  const SsdDirectory directory;
+  const auto disk = std::make_shared<TierDisk>();
+  const std::unique_ptr<rocksdb::Env> env = rocksdb::NewCompositeEnv(disk);
+  SsdOptions options = SmallSsd(directory);
+  options.env = env.get();
+  OpenSsd store(options);
+
+  auto no_flushes = std::make_unique<NoFlushes>(env.get());
+  SsdChange change;
+  // The index fills its memtable once, whose flush waits for a thread.
+  for (int i = 0; i < 1500; ++i) {
+    const uint64_t id = store->NextId();
+    change.Put({id, std::string(4096, 'k') + std::to_string(id), 1000, 0, options.chunk_bytes});
+    if (i % 100 != 99) continue;
+    const Status applied = store->Apply(change);
+    ASSERT_TRUE(applied) << applied.error().message;
+    change.Clear();
+  }
+  disk->index.writes = Fault::kFull;
+  change.Put({store->NextId(), "refused", 1000, 0, options.chunk_bytes});
+  std::thread refused([&] { EXPECT_FALSE(store->Apply(change)); });
+  EXPECT_TRUE(Eventually([&] { return disk->index.refused > 0; }));
+  no_flushes.reset();
+  refused.join();
+  EXPECT_FALSE(store->Health());
+
+  disk->index.writes = Fault::kNone;
+  std::atomic<bool> resumed{false};
+  std::thread resuming([&] { resumed = Eventually([&] { return store->Resume().has_value(); }); });
+  EXPECT_TRUE(Eventually([&] { return resumed.load(); }));
+  if (!resumed) store->GiveUpResuming();
+  resuming.join();
+  ASSERT_TRUE(resumed) << "nobody flushes what Resume() waits for";
+  EXPECT_TRUE(store->Health());
+  EXPECT_TRUE(store->Apply(change));
 }
 
 TEST(SsdFaultsTest, ReadErrorsAreErrorsOfOneRead) {

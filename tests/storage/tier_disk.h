@@ -23,9 +23,11 @@ struct DatabaseFaults {
   std::atomic<bool> reads_held{false};
   std::atomic<uint64_t> waiting{0};  // how many do
   std::atomic<uint64_t> blob_reads{0};
+  std::atomic<uint64_t> refused{0};  // writes
 
   rocksdb::IOStatus Write() {
     Wait(writes_held);
+    if (writes != Fault::kNone) refused.fetch_add(1);
     switch (writes.load()) {
       case Fault::kNone:
         return rocksdb::IOStatus::OK();
