@@ -62,8 +62,6 @@ SsdStore::SsdStore(const SsdOptions& options, UniqueFd lock)
     : options_(options), lock_(std::move(lock)), shared_(std::make_unique<SsdShared>()) {
   if (options_.boot_id.empty()) options_.boot_id = KernelBootId();
   shared_->env = NewSsdEnv(options_.env, options_.sync);
-  // One for each database: a flush that fails keeps its thread for a second.
-  shared_->env->IncBackgroundThreadsIfNeeded(2, rocksdb::Env::Priority::HIGH);
   if (options_.rate_limit_bytes_s > 0) {
     shared_->rate_limiter.reset(
         rocksdb::NewGenericRateLimiter(static_cast<int64_t>(options_.rate_limit_bytes_s)));
