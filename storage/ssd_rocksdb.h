@@ -30,7 +30,7 @@ class SsdWatch : public rocksdb::EventListener {
   // `niceness`: of RocksDB's threads, once they have something to do.
   explicit SsdWatch(int niceness = 0) : niceness_(niceness) {}
 
-  // Once it is open; it must outlive its own threads' use of this.
+  // Once `db` is open.  Its errors before that wait for no flush.
   void Watch(rocksdb::DB* db) { db_.store(db, std::memory_order_release); }
 
   // The background error that keeps the database from being written.

@@ -20,6 +20,19 @@
 namespace moonpool::storage {
 namespace {
 
+// A store on a disk that fails on demand.
+struct FaultyStore {
+  const SsdDirectory directory;
+  const std::shared_ptr<TierDisk> disk = std::make_shared<TierDisk>();
+  const std::unique_ptr<rocksdb::Env> env = rocksdb::NewCompositeEnv(disk);
+  const SsdOptions options = [this] {
+    SsdOptions on_disk = SmallSsd(directory);
+    on_disk.env = env.get();
+    return on_disk;
+  }();
+  OpenSsd store{options};
+};
+
 void WritesFailAndRecover(Fault fault, ErrorCode expected) {
   const SsdDirectory directory;
   const auto disk = std::make_shared<TierDisk>();
@@ -110,14 +123,12 @@ class NoFlushes {
 };
 
 TEST(SsdFaultsTest, AnErrorDoesNotOvertakeAFlush) {
-  const SsdDirectory directory;
-  const auto disk = std::make_shared<TierDisk>();
-  const std::unique_ptr<rocksdb::Env> env = rocksdb::NewCompositeEnv(disk);
-  SsdOptions options = SmallSsd(directory);
-  options.env = env.get();
-  OpenSsd store(options);
+  FaultyStore rig;
+  const SsdOptions& options = rig.options;
+  TierDisk* const disk = rig.disk.get();
+  OpenSsd& store = rig.store;
 
-  auto no_flushes = std::make_unique<NoFlushes>(env.get());
+  auto no_flushes = std::make_unique<NoFlushes>(rig.env.get());
   SsdChange change;
   // The index fills its memtable once, whose flush waits for a thread.
   for (int i = 0; i < 1500; ++i) {
@@ -148,12 +159,10 @@ TEST(SsdFaultsTest, AnErrorDoesNotOvertakeAFlush) {
 }
 
 TEST(SsdFaultsTest, ReadErrorsAreErrorsOfOneRead) {
-  const SsdDirectory directory;
-  const auto disk = std::make_shared<TierDisk>();
-  const std::unique_ptr<rocksdb::Env> env = rocksdb::NewCompositeEnv(disk);
-  SsdOptions options = SmallSsd(directory);
-  options.env = env.get();
-  OpenSsd store(options);
+  FaultyStore rig;
+  const SsdOptions& options = rig.options;
+  TierDisk* const disk = rig.disk.get();
+  OpenSsd& store = rig.store;
   const SsdRecord record = PutVersion(*store.store, options, "k", 200000);
   ASSERT_TRUE(store->FlushPayload());
   disk->payload.reads_fail = true;
