@@ -264,6 +264,8 @@ class ClientImpl {
                    std::vector<size_t>* rest);
   void Push(Channel& channel, PutBatch& batch, std::vector<Allocation>* allocations);
   void PushByDevice(Channel& channel, const Allocation& allocation, PutBatch& batch);
+  // The options for bytes that `gpu` moves: "gpu" in PREFER is near them first.
+  PutOptions NearestFirst(const GpuWork& gpu, PutOptions options) const;
   void WordsOfCommit(RespStream& stream, const PutBatch& batch,
                      std::span<const Allocation> allocations);
   bool ReadCommits(RespStream& stream, PutBatch& batch, std::span<const Allocation> allocations);

@@ -86,6 +86,30 @@ std::vector<std::string> GpuNames(Options::GpuChoice choice) {
   return names;
 }
 
+std::string NearestFirst(Options::GpuChoice choice, std::string_view prefer,
+                         const gpu::Device& near) {
+  std::span<gpu::Device* const> devices;
+  std::string told;
+  if (!OpenGpuDevices(choice, &devices).ok()) return std::string(prefer);
+  for (size_t begin = 0; begin <= prefer.size();) {
+    const size_t end = std::min(prefer.find(',', begin), prefer.size());
+    const std::string_view word = prefer.substr(begin, end - begin);
+    begin = end + 1;
+    if (!told.empty()) told += ',';
+    if (word == "gpu") {
+      told += "gpu:" + near.info().uuid.ToString() + ',';
+      for (const gpu::Link link : {gpu::Link::kNvlink, gpu::Link::kPcie}) {
+        for (const gpu::Device* device : devices) {
+          if (device == &near || near.LinkTo(*device) != link) continue;
+          told += "gpu:" + device->info().uuid.ToString() + ',';
+        }
+      }
+    }
+    told += word;
+  }
+  return told;
+}
+
 Result<std::shared_ptr<Mapping>> ImportDeviceMemory(Options::GpuChoice choice,
                                                     const gpu::RegionHandle& handle, int fd) {
   std::span<gpu::Device* const> devices;

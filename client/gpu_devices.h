@@ -10,6 +10,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -27,6 +28,10 @@ Status OpenGpuDevices(Options::GpuChoice choice, std::span<gpu::Device* const>* 
 
 // Their UUIDs; empty when there are none.
 std::vector<std::string> GpuNames(Options::GpuChoice choice);
+
+// A PREFER with its word "gpu" told more exactly, for bytes that `near` has: that device itself, then
+// those it reaches over NVLink, then over PCIe, then any.
+std::string NearestFirst(Options::GpuChoice choice, std::string_view prefer, const gpu::Device& near);
 
 // Memory of another process's, by the device that is named in `handle`.
 Result<std::shared_ptr<Mapping>> ImportDeviceMemory(Options::GpuChoice choice,

@@ -43,6 +43,7 @@ void ClientImpl::StartPut(const std::shared_ptr<GpuTransferState>& transfer) {
     std::vector<KeyResult> results(t.keys.size());
     PutBatch batch{t.keys, t.sources, results, AllOf(t), t.start, &t.work};
     FindDevices(batch);
+    t.options = NearestFirst(t.work, std::move(t.options));
     if (t.work.empty()) {
       GpuWork nothing;
       batch.gpu = &nothing;

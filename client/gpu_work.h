@@ -114,8 +114,10 @@ class GpuWork {
   std::span<GpuMove> moves() { return moves_; }
   void Clear();
 
-  // --- with a stream, after Submit()
+  // That of the first key with device memory; null when there is none.
   gpu::Device* main() const { return main_; }
+
+  // --- with a stream, after Submit()
   size_t layers() const { return layers_; }
   // Null when nothing was put into it.
   const gpu::Event* LayerEvent(size_t layer) const;

@@ -3,8 +3,16 @@
 
 #include "client/client_impl.h"
 #include "client/errors.h"
+#include "client/gpu_devices.h"
 
 namespace moonpool::client {
+
+PutOptions ClientImpl::NearestFirst(const GpuWork& gpu, PutOptions options) const {
+  if (!gpu.empty() && !options.prefer.empty()) {
+    options.prefer = client::NearestFirst(options_.gpu, options.prefer, *gpu.main());
+  }
+  return options;
+}
 
 void ClientImpl::MoveFrom(const Source& source, GpuMove move, GpuWork& gpu) {
   if (source.pages != nullptr) {

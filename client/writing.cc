@@ -85,7 +85,7 @@ std::vector<KeyResult> ClientImpl::PutFrom(std::span<const std::string_view> key
   batch.pending.resize(keys.size());
   for (size_t i = 0; i < keys.size(); ++i) batch.pending[i] = i;
   FindDevices(batch);
-  Put(batch, options);
+  Put(batch, NearestFirst(gpu, options));
   return results;
 }
 

@@ -43,7 +43,8 @@ class HostDouble : public HostDevice {
     return MemoryUse{info_.total_bytes - world_->allocated[index_], info_.total_bytes};
   }
   Link LinkTo(const Device& other) const override {
-    return &other == this ? Link::kSame : world_->options.link;
+    if (&other == this) return Link::kSame;
+    return LinkTo(static_cast<const HostDouble&>(other).index_);
   }
 
   Result<std::unique_ptr<DeviceRegion>> Allocate(uint64_t bytes, HandleKind kind) override {
@@ -314,10 +315,14 @@ class HostDouble : public HostDevice {
     return copied;
   }
 
+  Link LinkTo(int other) const {
+    const int island = world_->options.island;
+    return island > 0 && other / island == index_ / island ? Link::kNvlink : world_->options.link;
+  }
   // Memory of another device without a link cannot be reached.
   bool Reaches(const HostMemory::Range& range) const {
     return range.end == 0 || range.device == HostMemory::kPinned || range.device == index_ ||
-           world_->options.link != Link::kNone;
+           LinkTo(range.device) != Link::kNone;
   }
 
   Status DoCopyOne(const Piece& piece) const {

@@ -18,6 +18,7 @@ namespace moonpool::gpu {
 struct HostDeviceOptions {
   int devices = 1;
   Link link = Link::kNvlink;  // between any two of them
+  int island = 0;             // so many each are linked by NVLink, whatever `link` says
   HandleKind handles = HandleKind::kPosixFd;
   bool pins_read_only = true;
   bool dmabuf = true;

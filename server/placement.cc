@@ -1,6 +1,7 @@
 #include "server/placement.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "gpu/uuid.h"
 
@@ -39,25 +40,38 @@ Result<Placement::Usable> Placement::FirstUsable(std::string_view tiers,
     }
   }
   Usable usable;
+  storage::Preference gpus(Tier::kGpu, 0);
   for (const std::string_view name : names) {
-    storage::DeviceSet devices = 0;
     const auto tier = protocol::ParseTier(name.substr(0, name.find(':')));
     if (tier == Tier::kGpu) {
-      const auto uuid = gpu::Uuid::Parse(name.substr(std::min(kOneGpu.size(), name.size())));
-      for (size_t i = 0; i < devices_.size(); ++i) {
-        if (name == "gpu" || uuid == gpu::Uuid::Parse(devices_[i])) {
-          devices |= storage::DeviceSet{1} << i;
-        }
-      }
+      usable.any |= AddGpus(name, reach, &gpus);
+      continue;
     }
-    const bool here = tier == Tier::kDram || (tier == Tier::kCxl && has_cxl_) || devices != 0;
-    if (!here) continue;
-    usable.any = true;
-    if (tier == Tier::kGpu && (devices & reach) == 0) continue;
-    usable.first = storage::Preference(*tier, devices & reach);
-    break;
+    if (gpus.devices != 0) break;
+    if (tier == Tier::kDram || (tier == Tier::kCxl && has_cxl_)) {
+      usable.any = true;
+      usable.first = storage::Preference(*tier);
+      return usable;
+    }
   }
+  if (gpus.devices != 0) usable.first = gpus;
   return usable;
+}
+
+bool Placement::AddGpus(std::string_view name, storage::DeviceSet reach,
+                        storage::Preference* gpus) const {
+  const auto uuid = gpu::Uuid::Parse(name.substr(std::min(kOneGpu.size(), name.size())));
+  const auto rank = static_cast<uint8_t>(std::popcount(gpus->devices));
+  bool here = false;
+  for (size_t i = 0; i < devices_.size(); ++i) {
+    if (name != "gpu" && uuid != gpu::Uuid::Parse(devices_[i])) continue;
+    here = true;
+    const storage::DeviceSet device = storage::DeviceSet{1} << i;
+    if ((reach & device & ~gpus->devices) == 0) continue;
+    gpus->devices |= device;
+    gpus->ranks[i] = rank;
+  }
+  return here;
 }
 
 Status Placement::Configure(std::string_view setting) {

@@ -1,7 +1,8 @@
 // Where new values should live: PREFER in KV.ALLOC, and the setting `prefer`.
 //
 // A preference is tiers in order, "cxl,dram": the first that this server has takes the value, as
-// long as it has room; otherwise dram does.
+// long as it has room; otherwise dram does.  GPUs that follow each other, "gpu:A,gpu:B,gpu", count as
+// one tier: a value is on the first of them that has room ("gpu": the emptiest of all).
 // Threads: any; set_has_cxl() and the first Configure() before there are others.
 #pragma once
 
@@ -42,6 +43,8 @@ class Placement {
     bool any = false;  // some tier of the list is here, if not for this writer
   };
   Result<Usable> FirstUsable(std::string_view tiers, storage::DeviceSet reach) const;
+  // The GPUs that a word names, behind those that are there.  False: none of them is here.
+  bool AddGpus(std::string_view name, storage::DeviceSet reach, storage::Preference* gpus) const;
 
   bool has_cxl_ = false;
   std::vector<std::string> devices_;

@@ -47,6 +47,8 @@ struct Preference {
       : tier(wanted), devices(on) {}
   Tier tier;
   DeviceSet devices;
+  // By device: those of a lower rank come first, of one rank the emptiest.
+  std::array<uint8_t, kMaxDevices> ranks{};
 };
 
 class Tenant {
@@ -187,9 +189,9 @@ class Tenant {
                                   Taker taker = Taker::kWrite);
   // In CXL memory; evicts there.  kOutOfMemory, kBusy as Reserve().
   Result<WriteHandle> ReserveInCxl(SessionId session, uint64_t length, int64_t now_ms);
-  // On one of those devices, the emptiest first; evicts only where no other has room, and no more than
-  // `length`.  kOutOfMemory, kBusy likewise; *growing as for ReserveInArena().
-  Result<WriteHandle> ReserveInGpu(uint64_t length, DeviceSet devices, bool by_client,
+  // On one of its devices; evicts only where no other has room, and no more than `length`.
+  // kOutOfMemory, kBusy likewise; *growing as for ReserveInArena().
+  Result<WriteHandle> ReserveInGpu(uint64_t length, const Preference& preference, bool by_client,
                                    int64_t now_ms, DeviceSet* growing);
   bool EvictToLimit(int64_t now_ms);
   // Evicts one value or a handful of entries; returns the bytes that will come back, now or when

@@ -59,7 +59,7 @@ Result<WriteHandle> Tenant::ReserveInArena(SessionId session, uint64_t length, i
   if (preference.tier == Tier::kGpu && gpu_ != nullptr && session != kNoSession &&
       gpu_->Holds(length)) {
     DeviceSet on = 0;
-    auto handle = ReserveInGpu(length, preference.devices, true, now_ms, &on);
+    auto handle = ReserveInGpu(length, preference, true, now_ms, &on);
     if (handle) return handle;
     if (growing != nullptr && on != 0) {
       *growing = on;
@@ -69,8 +69,8 @@ Result<WriteHandle> Tenant::ReserveInArena(SessionId session, uint64_t length, i
   return ReserveWith(session, length, now_ms);
 }
 
-Result<WriteHandle> Tenant::ReserveInGpu(uint64_t length, DeviceSet devices, bool by_client,
-                                         int64_t now_ms, DeviceSet* growing) {
+Result<WriteHandle> Tenant::ReserveInGpu(uint64_t length, const Preference& preference,
+                                         bool by_client, int64_t now_ms, DeviceSet* growing) {
   const std::vector<DeviceMemory*>& all = gpu_->devices();
   struct Candidate {
     size_t device;
@@ -79,18 +79,23 @@ Result<WriteHandle> Tenant::ReserveInGpu(uint64_t length, DeviceSet devices, boo
   std::array<Candidate, kMaxDevices> candidates;
   size_t count = 0;
   for (size_t i = 0; i < all.size(); ++i) {
-    if ((devices >> i & 1) == 0 || all[i]->lost()) continue;
+    if ((preference.devices >> i & 1) == 0 || all[i]->lost()) continue;
     const uint64_t capacity = gpu_capacity(i);
     candidates[count++] = {i, capacity - std::min(gpu_budgets_[i]->used_bytes(), capacity)};
   }
   if (count == 0) return Fail(ErrorCode::kUnavailable, "there is no such device");
   const std::span<Candidate> order = std::span(candidates).first(count);
-  std::stable_sort(order.begin(), order.end(),
-                   [](const Candidate& a, const Candidate& b) { return a.free > b.free; });
-  // One grows, the emptiest that can; but who finds room on another takes that.
+  std::stable_sort(order.begin(), order.end(), [&](const Candidate& a, const Candidate& b) {
+    const uint8_t rank = preference.ranks[a.device], other = preference.ranks[b.device];
+    return rank != other ? rank < other : a.free > b.free;
+  });
+  // One grows, the first that can; but who finds room on another of its rank takes that.
   Result<WriteHandle> handle;
   *growing = 0;
+  uint8_t rank = 0;
   for (const Candidate& candidate : order) {
+    if (*growing != 0 && preference.ranks[candidate.device] != rank) break;
+    rank = preference.ranks[candidate.device];
     handle = pool_->ReserveOnDevice(candidate.device, length, by_client, *growing == 0);
     if (handle) return handle;
     if (handle.error().code == ErrorCode::kBusy) *growing |= DeviceSet{1} << candidate.device;

@@ -143,7 +143,9 @@ struct PutOptions {
   bool if_absent = false;
   bool if_present = false;
   int64_t ttl_ms = 0;   // 0: no expiry
-  std::string prefer = {};  // tiers in order, "gpu,dram"; empty: the server's choice
+  // Tiers in order, "gpu,dram"; empty: the server's choice.  "gpu:<UUID>" is one GPU, "gpu" the one the
+  // bytes are on or one near it (NVLink before PCIe), else any.
+  std::string prefer = {};
 };
 
 struct Stats {

@@ -6,6 +6,7 @@
 #include <moonpool/gpu.h>
 
 #include "tests/client/gpu_rig.h"
+#include "tests/client/raw_session.h"
 
 namespace moonpool::client {
 namespace {
@@ -193,6 +194,53 @@ TEST_P(GpuTierClients, NoWrongBytesWhileValuesMove) {
 }
 
 INSTANTIATE_DEVICES(GpuTierClients);
+
+// Four devices: the first two are linked by NVLink, and so are the last two; each has room for four
+// values.
+TEST(GpuTierPlaces, NearTheBytesFirst) {
+  constexpr size_t kDevices = 4, kBytes = 1 << 20;
+  gpu::HostDeviceOptions options;
+  options.devices = kDevices;
+  options.link = gpu::Link::kPcie;
+  options.island = 2;
+  const auto ours = gpu::MakeHostDevices(options), theirs = gpu::MakeHostDevices(options);
+  std::vector<gpu::Device*> of_client, of_server;
+  for (size_t i = 0; i < kDevices; ++i) {
+    of_client.push_back(ours[i].get());
+    of_server.push_back(theirs[i].get());
+  }
+  ReplaceGpuDevices(of_client);
+  {
+    LiveServer server({{"gpu-memory", "4mb"}, {"gpu-high-watermark", "1"}}, 0, nullptr, of_server);
+    const auto client = server.Connect("transport=shm");
+    RawSession raw(server);
+    // The devices of five values, which come from `device`.
+    const auto places = [&](size_t device, const std::string& prefix, const std::string& tiers) {
+      const auto block = of_client[device]->NewDeviceBlock(kBytes);
+      PutOptions prefer;
+      prefer.prefer = tiers;
+      std::string numbers;
+      for (int i = 0; i < 5; ++i) {
+        const std::string key = prefix + std::to_string(i);
+        const std::string_view view = key;
+        const ConstBuffer buffer{(*block)->data(), kBytes};
+        const auto put = client->BatchPutFrom(std::span(&view, 1), std::span(&buffer, 1), prefer);
+        EXPECT_TRUE(put[0].ok()) << put[0].message;
+        const std::string info = raw.Run({"KV.INFO", key});
+        for (size_t at = 0; at < kDevices; ++at) {
+          if (info.find(of_server[at]->info().uuid.ToString()) != std::string::npos) {
+            numbers += std::to_string(at);
+          }
+        }
+      }
+      return numbers;
+    };
+    EXPECT_EQ(places(3, "a", "gpu"), "33332");
+    EXPECT_EQ(places(0, "b", "dram,gpu"), "");
+    EXPECT_EQ(places(0, "c", "gpu,dram"), "00001");
+  }
+  ReplaceGpuDevices({});
+}
 
 }  // namespace
 }  // namespace moonpool::client

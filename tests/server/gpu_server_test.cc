@@ -357,6 +357,24 @@ TEST_P(GpuServerTest, PreferencesNameDevices) {
                   .starts_with("ERR PREFER: this server has none of the tiers"));
 }
 
+TEST_P(GpuServerTest, GpusThatFollowEachOtherTakeTurnsInThatOrder) {
+  NEED_DEVICES(2);
+  Start({{"gpu-memory", "4mb"}, {"gpu-high-watermark", "1"}});
+  const std::string first = Uuid(0), second = Uuid(1);
+  GpuSession session(*server_, kind());
+  ASSERT_TRUE(session.Attach());
+  const std::string mebibyte(1 << 20, 'x');
+  // "gpu" alone: the emptiest, whatever was before.
+  EXPECT_EQ(session.Put("a", mebibyte, "gpu:" + second + ",gpu"), second);
+  EXPECT_EQ(session.Put("b", mebibyte, "gpu:" + second + ",gpu"), second);
+  EXPECT_EQ(session.Put("c", mebibyte, "gpu"), first);
+  for (const char* key : {"d", "e"}) {
+    EXPECT_EQ(session.Put(key, mebibyte, "gpu:" + second + ",gpu"), second);
+  }
+  EXPECT_EQ(session.Put("f", mebibyte, "gpu:" + second + ",gpu"), first) << "no room on the second";
+  EXPECT_EQ(session.Locate("a").tier, "gpu") << "nothing had to go";
+}
+
 TEST_P(GpuServerTest, ValuesMoveThereWhenAskedTo) {
   NEED_DEVICES(1);
   Start({{"gpu-memory", "64mb"}, {"prefer", "hot: gpu,dram"}});
