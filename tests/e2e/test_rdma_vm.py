@@ -23,11 +23,11 @@ IWARP = {TESTS: "VmHostile.*:VmTenants.*:VmMoves.*:VmSafety.NobodyListens:VmServ
 
 def why_not():
     """Why the virtual machine cannot run this build; empty when it can."""
-    if not TESTS.exists():
-        return "this build has no RDMA (see MOONPOOL_RDMA)"
     # A User-Mode Linux process has no address space for sanitizers; emulation is too slow for all of it.
     if sanitized():
         return "builds with sanitizers do not run in the User-Mode Linux kernel"
+    if not TESTS.exists():
+        return "this build has no RDMA (see MOONPOOL_RDMA)"
     if subprocess.run([VM, "ready", "--backend", "uml"], check=False).returncode != 0:
         return f"the virtual machine is not set up: run {SET_UP}"
     return ""
