@@ -8,6 +8,7 @@
 #include <functional>
 #include <iterator>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -154,6 +155,19 @@ class HostDouble : public HostDevice {
   Result<std::unique_ptr<Event>> NewEvent() override {
     if (Status status = Call(); !status) return tl::unexpected(status.error());
     return std::make_unique<HostEvent>(world_);
+  }
+  Status Accepts(StreamRef stream) override {
+    MutexLock lock(captured_mu_);
+    if (!captured_.contains(stream.handle)) return {};
+    return Fail(ErrorCode::kInvalidArgument, "the stream is being captured into a graph");
+  }
+  void SetCaptured(StreamRef stream, bool captured) override {
+    MutexLock lock(captured_mu_);
+    if (captured) {
+      captured_.insert(stream.handle);
+    } else {
+      captured_.erase(stream.handle);
+    }
   }
   Status Record(Event& event, StreamRef stream) override {
     if (Status status = Call(); !status) return status;
@@ -360,6 +374,8 @@ class HostDouble : public HostDevice {
       counts_dmabufs_{0}, counts_flushes_{0};
   Mutex unflushed_mu_;
   std::vector<std::function<void()>> unflushed_ GUARDED_BY(unflushed_mu_);
+  Mutex captured_mu_;
+  std::set<void*> captured_ GUARDED_BY(captured_mu_);  // streams
 };
 
 }  // namespace

@@ -59,6 +59,8 @@ class HostDevice : public Device {
   // The next call that allocates, exports, flushes or puts work into a stream, after so many more,
   // fails.
   virtual void FailCallAfter(uint64_t calls) = 0;
+  // A program captures the stream into a graph, or has ended that.
+  virtual void SetCaptured(StreamRef stream, bool captured) = 0;
   // What a NIC writes into memory of this device: done by the next FlushRemoteWrites(), after what
   // came before it, or never.
   virtual void HoldUntilFlush(std::function<void()> write) = 0;

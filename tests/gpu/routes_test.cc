@@ -240,6 +240,26 @@ TEST_F(RoutesTest, LayersAreReachedOneByOne) {
   EXPECT_TRUE(std::string(to->data(), bytes.size()) == bytes);
 }
 
+TEST_F(RoutesTest, AStreamThatIsCapturedGetsNothing) {
+  Make({});
+  const auto from = On(0, random.Bytes(1000));
+  const auto to = On(0, Poison(1000));
+  const auto stream = std::move(*device().NewStream());
+  const auto submit = [&] {
+    CopyBatch batch(&device(), stream->ref());
+    batch.Copy(batch.AddKey(nullptr, 0), {to->data(), from->data(), 1000});
+    return std::move(batch).Submit();
+  };
+  device().SetCaptured(stream->ref(), true);
+  const auto refused = submit();
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(device().counts().one + device().counts().many, 0u);
+  EXPECT_TRUE(Submit({{to->data(), from->data(), 1000}})) << "another stream";
+  device().SetCaptured(stream->ref(), false);
+  EXPECT_TRUE(submit());
+}
+
 TEST_F(RoutesTest, AWaitWithADeadlineEnds) {
   Make({});
   const std::string bytes = random.Bytes(8192);
