@@ -143,6 +143,12 @@ TEST_F(GpuServerRowsTest, OnlyWhatIsWanted) {
   EXPECT_EQ(measured[0].id, "to-host-1m");
 }
 
+TEST_F(GpuServerRowsTest, NoRowBeginsTooLate) {
+  shape.most_seconds = 1e-9;
+  EXPECT_EQ(Run("^put"), "NOT RUN: put-1m: out of time\nNOT RUN: put-100m: out of time\n");
+  EXPECT_TRUE(measured.empty());
+}
+
 TEST_F(GpuServerRowsTest, WrongBytesAreNoticed) {
   for (const std::string id : {"pull-1m", "get-100m", "to-device-1m"}) {
     EXPECT_EQ(Run("^" + id + "$", RawDouble::Spoils::kToHost),

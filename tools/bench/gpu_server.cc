@@ -58,6 +58,7 @@ int GpuServer(const GpuServerModeOptions& options) {
     shape.calls = 100;
   }
   if (options.reps > 0) shape.reps = options.reps;
+  shape.most_seconds = options.most_seconds;
   Report report = NewReport(options.common, "gpu-server");
   report.settings["reps"] = shape.reps;
   report.settings["device"] = info.name;

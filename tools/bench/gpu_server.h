@@ -10,9 +10,10 @@ namespace moonpool::bench {
 
 struct GpuServerModeOptions {
   CommonOptions common;
-  std::string rows;    // a regular expression; empty: all
-  std::string device;  // a UUID; empty: the first
-  int reps = 0;        // 0: 5, or 3 with --quick
+  std::string rows;         // a regular expression; empty: all
+  std::string device;       // a UUID; empty: the first
+  int reps = 0;             // 0: 5, or 3 with --quick
+  double most_seconds = 0;  // no row begins after so long; 0: all do
   bool list = false;
 };
 

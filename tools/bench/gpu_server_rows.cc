@@ -6,6 +6,7 @@
 #include <span>
 #include <utility>
 
+#include "tools/bench/clock.h"
 #include "tools/bench/failure.h"
 #include "tools/bench/gpu_timing.h"
 #include "tools/bench/pattern.h"
@@ -240,7 +241,6 @@ void GpuServerRows::VerifyReads(const Values& values,
 
 // Batches on the caller's stream, many of them under way.
 void GpuServerRows::Pull(std::string_view id, uint64_t value_bytes, size_t batch) {
-  if (!rows_.Wants(id)) return;
   const Values& values = Filled(Tier::kGpu, value_bytes, batch);
   std::vector<client::GpuTransfer> under_way;
   const auto pull = [&](uint64_t round) {
@@ -264,7 +264,6 @@ void GpuServerRows::Pull(std::string_view id, uint64_t value_bytes, size_t batch
 }
 
 void GpuServerRows::GetInto(std::string_view id, Tier from, uint64_t value_bytes, size_t batch) {
-  if (!rows_.Wants(id)) return;
   const Values& values = Filled(from, value_bytes, batch);
   const auto get = [&](uint64_t round) {
     ExpectOver(
@@ -285,7 +284,6 @@ void GpuServerRows::GetInto(std::string_view id, Tier from, uint64_t value_bytes
 }
 
 void GpuServerRows::PutFrom(std::string_view id, Tier to, uint64_t value_bytes, size_t batch) {
-  if (!rows_.Wants(id)) return;
   const Values values(to == Tier::kGpu ? "put-vram" : "put-dram", to, value_bytes, batch,
                       shape_.bytes_per_size / 4);
   client::PutOptions options;
@@ -333,7 +331,6 @@ void GpuServerRows::PutFrom(std::string_view id, Tier to, uint64_t value_bytes, 
 
 // What the way through the server and the library adds to raw copies that are waited for.
 void GpuServerRows::Added(std::string_view id, size_t batch) {
-  if (!rows_.Wants(id)) return;
   const Values& values = Filled(Tier::kGpu, shape_.small_bytes, 64);
   const size_t count = std::min(batch, values.batch());
   Cost cost;
@@ -371,7 +368,6 @@ void GpuServerRows::Added(std::string_view id, size_t batch) {
 }
 
 void GpuServerRows::Processor(std::string_view id) {
-  if (!rows_.Wants(id)) return;
   const Values& values = Filled(Tier::kGpu, shape_.small_bytes, 64);
   const auto get = [&](uint64_t round) {
     ExpectOver(
@@ -415,7 +411,13 @@ std::string GpuServerRows::Run() {
       {"server-cpu", [&](auto id) { Processor(id); }},
   };
   std::string failed;
+  const Stopwatch watch;
   for (const auto& [id, row] : all) {
+    if (!rows_.Wants(id)) continue;
+    if (s.most_seconds > 0 && watch.seconds() > s.most_seconds) {
+      failed += "NOT RUN: " + std::string(id) + ": out of time\n";
+      continue;
+    }
     try {
       row(id);
     } catch (const Failure& failure) {

@@ -30,6 +30,7 @@ struct GpuServerShape {
   double seconds = 0.05;  // one figure
   int calls = 200;        // one figure of a single call's time
   int reps = 5;
+  double most_seconds = 0;  // no row begins after so long; 0: all do
 };
 
 struct GpuServerSide {
@@ -44,8 +45,8 @@ class GpuServerRows {
                 MeasuredRows& rows);
   ~GpuServerRows();
 
-  // Those that are wanted.  What fails costs its own row: the text says which, and why; empty when
-  // none did.
+  // Those that are wanted.  What fails, or is too late, costs its own row: the text says which, and
+  // why; empty when none did.
   std::string Run();
 
  private:

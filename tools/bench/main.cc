@@ -188,6 +188,9 @@ void AddGpuServer(CLI::App* app, GpuServerModeOptions* options) {
   app->add_option("--reps", options->reps, "repetitions (default: 5; with --quick 3)")
       ->check(CLI::Range(1, 1000));
   app->add_option("--device", options->device, "UUID of the GPU (default: the first)");
+  app->add_option("--most-seconds", options->most_seconds,
+                  "begin no row after so long (default: measure all)")
+      ->check(CLI::PositiveNumber);
 }
 
 #ifdef MOONPOOL_HAVE_RDMA
