@@ -16,10 +16,10 @@ namespace {
 
 // Of each GPU, and of the host: what the rows keep there, twice over.
 constexpr const char* kGpuMemory = "4gb";
-constexpr const char* kHostMemory = "4gb";
+constexpr const char* kHostMemory = "6gb";
 // Regions and write arenas that hold several of the largest values.
 constexpr const char* kRegion = "1gb";
-constexpr const char* kArena = "256mb";
+constexpr const char* kArena = "512mb";
 // The first region of a GPU may take a while.
 constexpr const char* kMemoryWaitMs = "20000";
 
