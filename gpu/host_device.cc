@@ -61,7 +61,7 @@ class HostDouble : public HostDevice {
     if (world_->allocated[index_] + bytes > info_.total_bytes) {
       return Fail(ErrorCode::kOutOfMemory, "the device has no memory left; free some");
     }
-    Result<FileMapping> mapping = FileMapping::Create(bytes);
+    Result<FileMapping> mapping = FileMapping::Create(bytes, world_->options.hidden);
     if (!mapping) return tl::unexpected(mapping.error());
     return std::make_unique<HostRegion>(world_, std::move(*mapping), index_, info_.uuid, kind,
                                         false);
@@ -74,7 +74,7 @@ class HostDouble : public HostDevice {
       if (world_->devices[i]->info().uuid == handle.device) owner = static_cast<int>(i);
     }
     if (owner < 0) return Fail(ErrorCode::kUnavailable, "no device has that UUID here");
-    Result<FileMapping> mapping = FileMapping::Map(fd, handle.bytes);
+    Result<FileMapping> mapping = FileMapping::Map(fd, handle.bytes, world_->options.hidden);
     if (!mapping) return tl::unexpected(mapping.error());
     return std::make_unique<HostRegion>(world_, std::move(*mapping), owner, handle.device,
                                         handle.kind, true);
@@ -226,8 +226,8 @@ class HostDouble : public HostDevice {
       PageCopy mine = copy;
       mine.from.planes = from_planes;
       mine.to.planes = to_planes;
-      if (!from_table.empty()) mine.from.table.entries = from_table.data();
-      if (!to_table.empty()) mine.to.table.entries = to_table.data();
+      if (Status status = ReadTable(from_table, &mine.from); !status) return status;
+      if (Status status = ReadTable(to_table, &mine.to); !status) return status;
       for (uint32_t page = 0; page < mine.page_count; ++page) {
         for (uint32_t plane = 0; plane < mine.plane_count; ++plane) {
           Status status = DoKernelCopy({PieceAddress(mine.to, page, plane),
@@ -312,7 +312,8 @@ class HostDouble : public HostDevice {
   Result<std::unique_ptr<Interface>> NewBlock(uint64_t bytes, int device) {
     if (Status status = Call(); !status) return tl::unexpected(status.error());
     if (bytes >= kStagedBytes) ++counts_staged_;
-    Result<FileMapping> mapping = FileMapping::Create(std::max<uint64_t>(bytes, 1));
+    const bool hidden = device != HostMemory::kPinned && world_->options.hidden;
+    Result<FileMapping> mapping = FileMapping::Create(std::max<uint64_t>(bytes, 1), hidden);
     if (!mapping) return tl::unexpected(mapping.error());
     return std::make_unique<HostOwned<Interface>>(world_, std::move(*mapping), device);
   }
@@ -326,6 +327,16 @@ class HostDouble : public HostDevice {
     const size_t entry = pages.table.kind == PageTable::Kind::kIndex32 ? 4 : 8;
     std::memcpy(copied.data(), pages.table.entries, page_count * entry);
     return copied;
+  }
+
+  // The table where the double reads it: `copied`, or in device memory.
+  Status ReadTable(const std::vector<int64_t>& copied, Pages* pages) const {
+    if (!copied.empty()) pages->table.entries = copied.data();
+    if (!copied.empty() || pages->table.kind == PageTable::Kind::kNone) return {};
+    const Result<char*> there = world_->memory.FromDevice(pages->table.entries, 1);
+    if (!there) return tl::unexpected(there.error());
+    pages->table.entries = *there;
+    return {};
   }
 
   // Memory of another device without a link cannot be reached.
@@ -353,7 +364,8 @@ class HostDouble : public HostDevice {
     if (!from) return tl::unexpected(from.error());
     const Result<char*> to = world_->memory.FromDevice(piece.to, piece.bytes);
     if (!to) return tl::unexpected(to.error());
-    if (!Reaches(world_->memory.Find(*from, 1)) || !Reaches(world_->memory.Find(*to, 1))) {
+    if (!Reaches(world_->memory.Find(piece.from, 1)) ||
+        !Reaches(world_->memory.Find(piece.to, 1))) {
       return Fail(ErrorCode::kSystem, "a kernel without a link");
     }
     protocol::RacyCopy(*to, *from, piece.bytes);

@@ -21,6 +21,8 @@ struct HostDeviceOptions {
   HandleKind handles = HandleKind::kPosixFd;
   bool pins_read_only = true;
   bool dmabuf = true;
+  // The processor faults on addresses of device memory, as on a GPU's; else tests may look there.
+  bool hidden = false;
   uint64_t memory_bytes = 1ull << 30;
   uint64_t granularity = 2 << 20;
   // Device addresses of pinned memory are this far from the processor's.

@@ -418,7 +418,10 @@ INSTANTIATE_TEST_SUITE_P(On, UnpinnedStreams, testing::Values(gpu::Kind::kDouble
 
 // --- what only the double can be told ------------------------------------------------------------
 
-class GpuStreamFailures : public GpuStreams {};
+class GpuStreamFailures : public GpuStreams {
+ protected:
+  GpuStreamFailures() { hidden = false; }
+};
 
 TEST_P(GpuStreamFailures, NothingIsWaitedFor) {
   const std::string value = Stamped(200'000, 1);

@@ -80,7 +80,7 @@ class GpuServerRowsTest : public testing::Test {
     shape.calls = 2;
     shape.reps = 2;
     ours_ = gpu::MakeHostDevices({});
-    theirs_ = gpu::MakeHostDevices({});
+    theirs_ = gpu::MakeHostDevices({.hidden = true});
     client::ReplaceGpuDevices({ours_[0].get()});
     Start({{"gpu-memory", "128mb"}});
   }
