@@ -197,6 +197,9 @@ Result<Completion> CopyBatch::Submit(std::optional<Completion>* left) && {
   auto sent = std::make_unique<Completion::State>();
   sent->device = batch->device;
   if (batch->stream) {
+    if (Status accepted = batch->device->Accepts(*batch->stream); !accepted) {
+      return tl::unexpected(std::move(accepted.error()));
+    }
     sent->stream = *batch->stream;
   } else {
     Result<std::unique_ptr<Stream>> own = batch->device->NewStream();

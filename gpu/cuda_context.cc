@@ -28,11 +28,22 @@ ContextScope::ContextScope(CudaContext* context) : driver_(context->driver()) {
   } else {
     status_ = CudaStatus(driver_.cuCtxPushCurrent(*primary), "cuCtxPushCurrent");
   }
+  if (status_) {
+    status_ = CudaStatus(driver_.cuThreadExchangeStreamCaptureMode(&capture_mode_),
+                         "cuThreadExchangeStreamCaptureMode");
+    if (!status_) Pop();
+  }
 }
 
 ContextScope::~ContextScope() {
+  if (!status_) return;
+  driver_.cuThreadExchangeStreamCaptureMode(&capture_mode_);
+  Pop();
+}
+
+void ContextScope::Pop() {
   CUcontext ours = nullptr;
-  if (status_) driver_.cuCtxPopCurrent(&ours);
+  driver_.cuCtxPopCurrent(&ours);
 }
 
 Status CudaStatus(cudaError_t error, std::string_view what) {

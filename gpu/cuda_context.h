@@ -1,6 +1,11 @@
 // The primary context of one device, made when it is first needed, and a scope that makes it
 // current for the calling thread and gives back what was current before.
 //
+// A program that captures a stream into a graph has forbidden all threads whatever the driver
+// thinks unsafe then (cuStreamBeginCapture, CU_STREAM_CAPTURE_MODE_GLOBAL): to allocate, to ask for
+// an event. Such a call fails, and the capture with it.  What is done in a scope has to do with no
+// stream that is captured, so that the scope lifts this for its thread.
+//
 // Threads: any.
 #pragma once
 
@@ -43,8 +48,11 @@ class ContextScope {
   const Status& status() const { return status_; }
 
  private:
+  void Pop();
+
   const CudaDriver& driver_;
   Status status_;
+  CUstreamCaptureMode capture_mode_ = CU_STREAM_CAPTURE_MODE_RELAXED;  // then what it was before
 };
 
 // An error of the runtime library; does not leave it behind for cudaGetLastError() of the program.

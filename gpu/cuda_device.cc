@@ -84,6 +84,15 @@ bool BuiltWithCuda() {
 Result<std::unique_ptr<CudaDevices>> CudaDevices::Open() {
   const Result<const CudaDriver*> driver = LoadCudaDriver();
   if (!driver) return tl::unexpected(driver.error());
+  // The driver's own functions would work, and every one of the runtime library's would not.
+  int version = 0;
+  if (Status status = CudaStatus((*driver)->cuDriverGetVersion(&version), "cuDriverGetVersion");
+      !status) {
+    return tl::unexpected(std::move(status.error()));
+  }
+  if (Status serves = DriverServes(version, CUDART_VERSION); !serves) {
+    return tl::unexpected(std::move(serves.error()));
+  }
   int count = 0;
   if (Status status = CudaStatus((*driver)->cuDeviceGetCount(&count), "cuDeviceGetCount");
       !status) {

@@ -48,6 +48,7 @@ class CudaDevice : public Device {
 
   Result<std::unique_ptr<Stream>> NewStream() override;
   Result<std::unique_ptr<Event>> NewEvent() override;
+  Status Accepts(StreamRef stream) override;
   Status Record(Event& event, StreamRef stream) override;
   Status WaitFor(StreamRef stream, const Event& event) override;
   Status Drain(StreamRef stream) override;

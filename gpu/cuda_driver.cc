@@ -43,7 +43,8 @@ Result<CudaDriver> Load() {
 }  // namespace
 
 Result<const CudaDriver*> LoadCudaDriver() {
-  static const Result<CudaDriver> driver = Load();
+  // Never destroyed: devices that others leave to the end of the process still call it then.
+  static const auto& driver = *new Result<CudaDriver>(Load());
   if (!driver) return tl::unexpected(driver.error());
   return &*driver;
 }

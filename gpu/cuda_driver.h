@@ -29,6 +29,7 @@ namespace moonpool::gpu {
   F(cuCtxPushCurrent)                     \
   F(cuCtxPopCurrent)                      \
   F(cuCtxEnablePeerAccess)                \
+  F(cuThreadExchangeStreamCaptureMode)    \
   F(cuFlushGPUDirectRDMAWrites)           \
   F(cuMemGetInfo)                         \
   F(cuMemGetAddressRange)                 \

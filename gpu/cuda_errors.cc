@@ -58,9 +58,11 @@ constexpr Row kRows[] = {
     {712, "cudaErrorHostMemoryAlreadyRegistered", kInvalidArgument,
      "the memory is pinned already, by somebody else"},
     {713, "cudaErrorHostMemoryNotRegistered", kInvalidArgument, kBug},
+    {714, "cudaErrorHardwareStackError", kUnavailable, kReset},
     {715, "cudaErrorIllegalInstruction", kUnavailable, kReset},
     {716, "cudaErrorMisalignedAddress", kUnavailable, kReset},
     {717, "cudaErrorInvalidAddressSpace", kUnavailable, kReset},
+    {718, "cudaErrorInvalidPc", kUnavailable, kReset},
     {719, "cudaErrorLaunchFailure", kUnavailable, kReset},
     {800, "cudaErrorNotPermitted", kPermissionDenied,
      "run in a container or as a user that may use the device"},
@@ -71,6 +73,12 @@ constexpr Row kRows[] = {
     {803, "cudaErrorSystemDriverMismatch", kUnavailable,
      "the driver's parts have different versions: reboot or reinstall it"},
     {900, "cudaErrorStreamCaptureUnsupported", kInvalidArgument,
+     "give a stream that is not being captured into a graph"},
+    {901, "cudaErrorStreamCaptureInvalidated", kInvalidArgument,
+     "give a stream that is not being captured into a graph"},
+    {906, "cudaErrorStreamCaptureImplicit", kInvalidArgument,
+     "give a stream of your own instead of the default one while another is being captured"},
+    {907, "cudaErrorCapturedEvent", kInvalidArgument,
      "give a stream that is not being captured into a graph"},
     {999, "cudaErrorUnknown", kSystem, kHardware},
 };
@@ -87,6 +95,18 @@ const Row* Find(int code) {
 ErrorCode CodeOfCuda(int code) {
   const Row* row = Find(code);
   return row != nullptr ? row->error : kSystem;
+}
+
+Status DriverServes(int driver_version, int runtime_version) {
+  constexpr int kMajor = 1000;
+  if (driver_version / kMajor >= runtime_version / kMajor) return {};
+  const auto text = [](int version) {
+    return std::to_string(version / kMajor) + "." + std::to_string(version % kMajor / 10);
+  };
+  return Fail(ErrorCode::kUnavailable,
+              "the NVIDIA driver is too old: it is one for CUDA " + text(driver_version) +
+                  ", and this program was built with CUDA " + text(runtime_version) +
+                  " (install a newer driver, or build with an older toolkit)");
 }
 
 std::string_view CureOfCuda(int code) {

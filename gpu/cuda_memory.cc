@@ -66,24 +66,12 @@ class MappedRegion : public DeviceRegion {
   }
 
   Status Create(uint64_t bytes) {
-    CUmemAllocationProp properties{};
-    properties.type = CU_MEM_ALLOCATION_TYPE_PINNED;
-    properties.requestedHandleTypes = DriverKind(kind_);
-    properties.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
-    properties.location.id = owner_->device();
-    properties.allocFlags.gpuDirectRDMACapable = owner_->maps_for_nics() ? 1 : 0;
-    size_t granularity = 0;
-    if (Status status =
-            CudaStatus(Driver().cuMemGetAllocationGranularity(&granularity, &properties,
-                                                              CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
-                       "cuMemGetAllocationGranularity");
-        !status) {
-      return status;
+    Status status = Obtain(bytes, owner_->maps_for_nics());
+    // Where the attribute promises more than the system underneath (a virtual machine, a sandbox)
+    // keeps, memory that no NIC reaches is better than none.
+    if (!status && owner_->maps_for_nics() && status.error().code != ErrorCode::kOutOfMemory) {
+      status = Obtain(bytes, false);
     }
-    bytes_ = (bytes + granularity - 1) / granularity * granularity;
-    Status status = CudaStatus(Driver().cuMemCreate(&handle_, bytes_, &properties, 0),
-                               "cuMemCreate of " + std::to_string(bytes_) + " bytes");
-    held_ = status.has_value();
     if (!status) return status;
     return Map();
   }
@@ -103,6 +91,28 @@ class MappedRegion : public DeviceRegion {
 
  private:
   const CudaDriver& Driver() const { return owner_->context()->driver(); }
+
+  Status Obtain(uint64_t bytes, bool for_nics) {
+    CUmemAllocationProp properties{};
+    properties.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+    properties.requestedHandleTypes = DriverKind(kind_);
+    properties.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+    properties.location.id = owner_->device();
+    properties.allocFlags.gpuDirectRDMACapable = for_nics ? 1 : 0;
+    size_t granularity = 0;
+    if (Status status =
+            CudaStatus(Driver().cuMemGetAllocationGranularity(&granularity, &properties,
+                                                              CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
+                       "cuMemGetAllocationGranularity");
+        !status) {
+      return status;
+    }
+    bytes_ = (bytes + granularity - 1) / granularity * granularity;
+    Status status = CudaStatus(Driver().cuMemCreate(&handle_, bytes_, &properties, 0),
+                               "cuMemCreate of " + std::to_string(bytes_) + " bytes");
+    held_ = status.has_value();
+    return status;
+  }
 
   Status Map() {
     Status status =

@@ -145,9 +145,12 @@ Result<uint32_t*> CudaPools::TakeZero() {
   void* slab = nullptr;
   Status status = CudaStatus(cudaMalloc(&slab, kSlabBytes), "cudaMalloc");
   if (!status) return tl::unexpected(status.error());
-  status = CudaStatus(cudaMemset(slab, 0, kSlabBytes), "cudaMemset");
-  // Streams that do not wait for the default one would not wait for the zeros either.
-  if (status) status = CudaStatus(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
+  // Not in the default stream, which waits for the program's, however long those take.
+  const Result<cudaStream_t> stream = TakeStream();
+  status = stream ? CudaStatus(cudaMemsetAsync(slab, 0, kSlabBytes, *stream), "cudaMemsetAsync")
+                  : tl::unexpected(stream.error());
+  if (status) status = CudaStatus(cudaStreamSynchronize(*stream), "cudaStreamSynchronize");
+  if (stream) GiveBack(*stream);
   if (!status) {
     (void)cudaFree(slab);
     return tl::unexpected(status.error());

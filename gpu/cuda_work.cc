@@ -123,6 +123,16 @@ Result<std::unique_ptr<Event>> CudaDevice::NewEvent() {
   return std::make_unique<CudaEvent>(&context_, &pools_, *event);
 }
 
+Status CudaDevice::Accepts(StreamRef stream) {
+  const ContextScope scope(&context_);
+  if (!scope.status()) return scope.status();
+  cudaStreamCaptureStatus captured = cudaStreamCaptureStatusNone;
+  Status status =
+      CudaStatus(cudaStreamIsCapturing(Native(stream), &captured), "cudaStreamIsCapturing");
+  if (!status || captured == cudaStreamCaptureStatusNone) return status;
+  return FailCuda(cudaErrorStreamCaptureUnsupported, "copies on a stream of the caller's");
+}
+
 Status CudaDevice::Record(Event& event, StreamRef stream) {
   const ContextScope scope(&context_);
   if (!scope.status()) return scope.status();

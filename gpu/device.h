@@ -137,6 +137,9 @@ class Device {
   // --- streams -------------------------------------------------------------------------------
   virtual Result<std::unique_ptr<Stream>> NewStream() = 0;
   virtual Result<std::unique_ptr<Event>> NewEvent() = 0;
+  // kInvalidArgument for a stream that is being captured into a graph: what is put into it would be
+  // done later, again and again, and not now.
+  virtual Status Accepts(StreamRef stream) = 0;
   virtual Status Record(Event& event, StreamRef stream) = 0;
   // Work put into `stream` from now on waits for the event, which may be another device's.
   virtual Status WaitFor(StreamRef stream, const Event& event) = 0;

@@ -8,6 +8,7 @@
 #include <functional>
 #include <iterator>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -61,7 +62,7 @@ class HostDouble : public HostDevice {
     if (world_->allocated[index_] + bytes > info_.total_bytes) {
       return Fail(ErrorCode::kOutOfMemory, "the device has no memory left; free some");
     }
-    Result<FileMapping> mapping = FileMapping::Create(bytes);
+    Result<FileMapping> mapping = FileMapping::Create(bytes, world_->options.hidden);
     if (!mapping) return tl::unexpected(mapping.error());
     return std::make_unique<HostRegion>(world_, std::move(*mapping), index_, info_.uuid, kind,
                                         false);
@@ -74,7 +75,7 @@ class HostDouble : public HostDevice {
       if (world_->devices[i]->info().uuid == handle.device) owner = static_cast<int>(i);
     }
     if (owner < 0) return Fail(ErrorCode::kUnavailable, "no device has that UUID here");
-    Result<FileMapping> mapping = FileMapping::Map(fd, handle.bytes);
+    Result<FileMapping> mapping = FileMapping::Map(fd, handle.bytes, world_->options.hidden);
     if (!mapping) return tl::unexpected(mapping.error());
     return std::make_unique<HostRegion>(world_, std::move(*mapping), owner, handle.device,
                                         handle.kind, true);
@@ -156,6 +157,19 @@ class HostDouble : public HostDevice {
     if (Status status = Call(); !status) return tl::unexpected(status.error());
     return std::make_unique<HostEvent>(world_);
   }
+  Status Accepts(StreamRef stream) override {
+    MutexLock lock(captured_mu_);
+    if (!captured_.contains(stream.handle)) return {};
+    return Fail(ErrorCode::kInvalidArgument, "the stream is being captured into a graph");
+  }
+  void SetCaptured(StreamRef stream, bool captured) override {
+    MutexLock lock(captured_mu_);
+    if (captured) {
+      captured_.insert(stream.handle);
+    } else {
+      captured_.erase(stream.handle);
+    }
+  }
   Status Record(Event& event, StreamRef stream) override {
     if (Status status = Call(); !status) return status;
     auto& host_event = static_cast<HostEvent&>(event);
@@ -213,8 +227,8 @@ class HostDouble : public HostDevice {
       PageCopy mine = copy;
       mine.from.planes = from_planes;
       mine.to.planes = to_planes;
-      if (!from_table.empty()) mine.from.table.entries = from_table.data();
-      if (!to_table.empty()) mine.to.table.entries = to_table.data();
+      if (Status status = ReadTable(from_table, &mine.from); !status) return status;
+      if (Status status = ReadTable(to_table, &mine.to); !status) return status;
       for (uint32_t page = 0; page < mine.page_count; ++page) {
         for (uint32_t plane = 0; plane < mine.plane_count; ++plane) {
           Status status = DoKernelCopy({PieceAddress(mine.to, page, plane),
@@ -299,7 +313,8 @@ class HostDouble : public HostDevice {
   Result<std::unique_ptr<Interface>> NewBlock(uint64_t bytes, int device) {
     if (Status status = Call(); !status) return tl::unexpected(status.error());
     if (bytes >= kStagedBytes) ++counts_staged_;
-    Result<FileMapping> mapping = FileMapping::Create(std::max<uint64_t>(bytes, 1));
+    const bool hidden = device != HostMemory::kPinned && world_->options.hidden;
+    Result<FileMapping> mapping = FileMapping::Create(std::max<uint64_t>(bytes, 1), hidden);
     if (!mapping) return tl::unexpected(mapping.error());
     return std::make_unique<HostOwned<Interface>>(world_, std::move(*mapping), device);
   }
@@ -319,6 +334,17 @@ class HostDouble : public HostDevice {
     const int island = world_->options.island;
     return island > 0 && other / island == index_ / island ? Link::kNvlink : world_->options.link;
   }
+
+  // The table where the double reads it: `copied`, or in device memory.
+  Status ReadTable(const std::vector<int64_t>& copied, Pages* pages) const {
+    if (!copied.empty()) pages->table.entries = copied.data();
+    if (!copied.empty() || pages->table.kind == PageTable::Kind::kNone) return {};
+    const Result<char*> there = world_->memory.FromDevice(pages->table.entries, 1);
+    if (!there) return tl::unexpected(there.error());
+    pages->table.entries = *there;
+    return {};
+  }
+
   // Memory of another device without a link cannot be reached.
   bool Reaches(const HostMemory::Range& range) const {
     return range.end == 0 || range.device == HostMemory::kPinned || range.device == index_ ||
@@ -344,7 +370,8 @@ class HostDouble : public HostDevice {
     if (!from) return tl::unexpected(from.error());
     const Result<char*> to = world_->memory.FromDevice(piece.to, piece.bytes);
     if (!to) return tl::unexpected(to.error());
-    if (!Reaches(world_->memory.Find(*from, 1)) || !Reaches(world_->memory.Find(*to, 1))) {
+    if (!Reaches(world_->memory.Find(piece.from, 1)) ||
+        !Reaches(world_->memory.Find(piece.to, 1))) {
       return Fail(ErrorCode::kSystem, "a kernel without a link");
     }
     protocol::RacyCopy(*to, *from, piece.bytes);
@@ -365,6 +392,8 @@ class HostDouble : public HostDevice {
       counts_dmabufs_{0}, counts_flushes_{0};
   Mutex unflushed_mu_;
   std::vector<std::function<void()>> unflushed_ GUARDED_BY(unflushed_mu_);
+  Mutex captured_mu_;
+  std::set<void*> captured_ GUARDED_BY(captured_mu_);  // streams
 };
 
 }  // namespace

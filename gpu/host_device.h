@@ -22,6 +22,8 @@ struct HostDeviceOptions {
   HandleKind handles = HandleKind::kPosixFd;
   bool pins_read_only = true;
   bool dmabuf = true;
+  // The processor faults on addresses of device memory, as on a GPU's; else tests may look there.
+  bool hidden = false;
   uint64_t memory_bytes = 1ull << 30;
   uint64_t granularity = 2 << 20;
   // Device addresses of pinned memory are this far from the processor's.
@@ -60,6 +62,8 @@ class HostDevice : public Device {
   // The next call that allocates, exports, flushes or puts work into a stream, after so many more,
   // fails.
   virtual void FailCallAfter(uint64_t calls) = 0;
+  // A program captures the stream into a graph, or has ended that.
+  virtual void SetCaptured(StreamRef stream, bool captured) = 0;
   // What a NIC writes into memory of this device: done by the next FlushRemoteWrites(), after what
   // came before it, or never.
   virtual void HoldUntilFlush(std::function<void()> write) = 0;

@@ -36,7 +36,7 @@ class KnownHostMemory {
  public:
   KnownHostMemory(WorldPtr world, FileMapping mapping, int device)
       : world_(std::move(world)), mapping_(std::move(mapping)) {
-    world_->memory.Add(mapping_.data(), mapping_.bytes(), device, mapping_.fd());
+    world_->memory.Add(mapping_, device);
   }
   ~KnownHostMemory() { world_->memory.Remove(mapping_.data()); }
   KnownHostMemory(const KnownHostMemory&) = delete;

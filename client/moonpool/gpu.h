@@ -36,6 +36,9 @@
 // was dropped, until Stats::gpu_parked_values is 0; of a write that was, and when the client is closed,
 // until the stream is empty.  (Calls of the driver that do not return are beyond this.)
 //
+// A stream that is being captured into a graph is refused (kInvalidArgument): the graph would move the
+// bytes again whenever it is launched.  Captures of other streams, in whatever thread, go on.
+//
 // Needs no CUDA headers: a stream is a cudaStream_t (a CUstream), null the default stream; an event
 // a cudaEvent_t.  The stream belongs to the device of the first device buffer of the batch.  Buffers
 // of the host may be among the others; they too are touched when the stream comes to them.  A

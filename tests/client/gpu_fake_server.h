@@ -40,7 +40,7 @@ class FakeGpuServer {
   // The region is in memory of `device`.
   explicit FakeGpuServer(gpu::Device& device)
       : region_(*device.Allocate(kRegionBytes, gpu::HandleKind::kPosixFd)),
-        generations_(*gpu::FileMapping::Create(4096)) {
+        generations_(*gpu::FileMapping::Create(4096, false)) {
     std::memset(region_->data(), 0x5a, kRegionBytes);
     listener_.Reset(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
     sockaddr_in address{};

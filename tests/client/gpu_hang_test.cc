@@ -68,6 +68,7 @@ class Others {
 
 class GpuHangs : public GpuClientTest {
  protected:
+  GpuHangs() { hidden = false; }
   void SetUp() override {
     GpuClientTest::SetUp();
     client = server->Connect(std::string("connections=1&transport=shm&") + kImpatient);

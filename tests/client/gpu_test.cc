@@ -265,7 +265,10 @@ INSTANTIATE_DEVICES(GpuTransfers);
 
 // --- what only the double can be told ------------------------------------------------------------
 
-class GpuFailures : public GpuClientTest {};
+class GpuFailures : public GpuClientTest {
+ protected:
+  GpuFailures() { hidden = false; }
+};
 
 // The generation of a key's version now, and whether it is still that.
 class GenerationWatch {

@@ -28,7 +28,7 @@ class GpuTierClients : public GpuClientTest {
     server = nullptr;
     std::vector<gpu::Device*> gpus;
     if (GetParam() == gpu::Kind::kDouble) {
-      theirs_ = gpu::MakeHostDevices({});
+      theirs_ = gpu::MakeHostDevices({.hidden = true});
       for (const auto& device_of_server : theirs_) gpus.push_back(device_of_server.get());
     }
     server = std::make_unique<LiveServer>(settings, 0, nullptr, gpus);

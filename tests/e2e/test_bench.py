@@ -47,3 +47,15 @@ def test_ssd_refuses_memory():
     ended = bench("ssd", "--quick", "--rows", "restart-keys", "--directory", "/dev/shm")
     assert ended.returncode == 1
     assert "is tmpfs, in memory" in ended.stderr
+
+
+def test_gpu_server_without_a_gpu():
+    listed = bench("gpu-server", "--list")
+    assert listed.returncode == 0
+    assert "pull-1m\t" in listed.stdout
+    # None is visible, whatever the machine has; with one, tools/gpu-check measures.
+    ended = subprocess.run([str(BENCH), "gpu-server", "--quick"], text=True, timeout=DEADLINE_S,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                           env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert ended.returncode == 1
+    assert "gpu-server measures nothing: " in ended.stderr

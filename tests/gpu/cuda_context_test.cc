@@ -2,6 +2,7 @@
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <string>
 #include <thread>
 #include <vector>
@@ -95,6 +96,49 @@ TEST_P(CudaContextTest, ThreadsWithoutADevice) {
     });
   }
   for (std::thread& thread : threads) thread.join();
+}
+
+// Nothing that the library does makes a capture fail, in this thread or another; nor is the stream
+// itself used.
+TEST_P(CudaContextTest, CapturesGoOn) {
+  const std::string bytes = Bytes(1 << 20);
+  const auto source = OnDevice(bytes);
+  ASSERT_EQ(cudaSetDevice(0), cudaSuccess);
+  cudaStream_t stream = nullptr;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
+  const auto use = [&] {
+    // What is not in the pools yet: sizes that no other test takes.
+    const auto target = device->NewDeviceBlock(48 << 20);
+    ASSERT_TRUE(target) << target.error().message;
+    const auto staged = device->NewHostBlock(48 << 20);
+    ASSERT_TRUE(staged) << staged.error().message;
+    std::vector<char> memory(1 << 20);
+    const auto pinned = device->Pin(memory.data(), memory.size(), Access::kReadWrite);
+    ASSERT_TRUE(pinned) << pinned.error().message;
+    ASSERT_TRUE(device->Allocate(1 << 20, device->BestHandle()));
+    CopyBatch batch(device);
+    batch.Copy(batch.AddKey(nullptr, 0), {memory.data(), source->data(), memory.size()});
+    auto done = std::move(batch).Submit();
+    ASSERT_TRUE(done) << done.error().message;
+    (void)done->Done();
+    ASSERT_TRUE(done->Wait());
+    EXPECT_EQ(std::memcmp(memory.data(), bytes.data(), memory.size()), 0);
+  };
+  use();
+  std::thread(use).join();
+  CopyBatch batch(device, StreamRef{stream});
+  batch.Copy(batch.AddKey(nullptr, 0), {source->data(), source->data() + 4096, 4096});
+  const auto refused = std::move(batch).Submit();
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument) << refused.error().message;
+  cudaGraph_t graph = nullptr;
+  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+  size_t nodes = 1;
+  EXPECT_EQ(cudaGraphGetNodes(graph, nullptr, &nodes), cudaSuccess);
+  EXPECT_EQ(nodes, 0u);
+  EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
+  EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
 }
 
 TEST_P(CudaContextTest, DevicesHaveNamesAndLinks) {

@@ -37,6 +37,7 @@ class DeviceTest : public testing::TestWithParam<Kind> {
       options.seed = random.Next();
       options.pinned_offset = 1l << 46;
       options.pins_read_only = pins_read_only;
+      options.hidden = hidden;
       doubles_ = MakeHostDevices(options);
       device = doubles_[0].get();
       return;
@@ -84,7 +85,9 @@ class DeviceTest : public testing::TestWithParam<Kind> {
 
   test::Random random;
   Device* device = nullptr;
-  bool pins_read_only = true;  // of the double: before SetUp()
+  // Of the double: before SetUp().
+  bool pins_read_only = true;
+  bool hidden = true;  // what runs on a GPU too must not look into device memory by itself
 
  private:
   void Move(char* to, const char* from, size_t bytes) {

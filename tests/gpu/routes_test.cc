@@ -1,8 +1,11 @@
 // Which way bytes go, what happens when something fails on the way, and that the double is strict:
 // on the host double alone, which can be made to do all of this.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <memory>
@@ -238,6 +241,50 @@ TEST_F(RoutesTest, LayersAreReachedOneByOne) {
   device().Resume();
   ASSERT_TRUE(submitted->Wait());
   EXPECT_TRUE(std::string(to->data(), bytes.size()) == bytes);
+}
+
+// As tests that run on a GPU too want it: who forgets that device memory is not the processor's
+// faults here as well.
+TEST_F(RoutesTest, HiddenMemoryIsTheDevicesAlone) {
+  HostDeviceOptions options;
+  options.hidden = true;
+  Make(options);
+  const auto block = std::move(*device().NewDeviceBlock(8192));
+  const auto region = std::move(*device().Allocate(8192, HandleKind::kPosixFd));
+  const auto exported = region->Export();
+  ASSERT_TRUE(exported);
+  const auto imported = std::move(*device().Import(exported->handle, exported->fd.get()));
+  const UniqueFd file(memfd_create("anything", MFD_CLOEXEC));
+  for (const char* data : {block->data(), region->data(), imported->data()}) {
+    EXPECT_EQ(write(file.get(), data, 1), -1);
+    EXPECT_EQ(errno, EFAULT);
+  }
+  // A device reaches all of it.
+  const auto from = Pinned(random.Bytes(8192)), to = Pinned(Poison(8192));
+  ASSERT_TRUE(Submit({{region->data(), from->data(), 8192}})->Wait());
+  ASSERT_TRUE(Submit(Cut(block->data(), imported->data(), 8192, 1000))->Wait());
+  ASSERT_TRUE(Submit({{to->data(), block->data(), 8192}})->Wait());
+  EXPECT_EQ(std::memcmp(to->data(), from->data(), 8192), 0);
+}
+
+TEST_F(RoutesTest, AStreamThatIsCapturedGetsNothing) {
+  Make({});
+  const auto from = On(0, random.Bytes(1000));
+  const auto to = On(0, Poison(1000));
+  const auto stream = std::move(*device().NewStream());
+  const auto submit = [&] {
+    CopyBatch batch(&device(), stream->ref());
+    batch.Copy(batch.AddKey(nullptr, 0), {to->data(), from->data(), 1000});
+    return std::move(batch).Submit();
+  };
+  device().SetCaptured(stream->ref(), true);
+  const auto refused = submit();
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(device().counts().one + device().counts().many, 0u);
+  EXPECT_TRUE(Submit({{to->data(), from->data(), 1000}})) << "another stream";
+  device().SetCaptured(stream->ref(), false);
+  EXPECT_TRUE(submit());
 }
 
 TEST_F(RoutesTest, AWaitWithADeadlineEnds) {

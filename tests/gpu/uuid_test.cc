@@ -40,5 +40,17 @@ TEST(CudaErrors, HaveACodeAndACure) {
             "gpu-memory");
 }
 
+TEST(CudaErrors, ADriverServesProgramsOfItsMajorVersionAndOlderOnes) {
+  EXPECT_TRUE(DriverServes(12040, 12040));
+  EXPECT_TRUE(DriverServes(12040, 12090));
+  EXPECT_TRUE(DriverServes(13000, 12040));
+  const Status old = DriverServes(12080, 13000);
+  ASSERT_FALSE(old);
+  EXPECT_EQ(old.error().code, ErrorCode::kUnavailable);
+  EXPECT_NE(old.error().message.find("for CUDA 12.8, and this program was built with CUDA 13.0"),
+            std::string::npos)
+      << old.error().message;
+}
+
 }  // namespace
 }  // namespace moonpool::gpu

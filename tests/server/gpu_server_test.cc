@@ -42,6 +42,7 @@ std::vector<std::string> Lines(const std::string& text) {
 std::vector<std::unique_ptr<gpu::HostDevice>> Doubles() {
   gpu::HostDeviceOptions options;
   options.devices = 2;
+  options.hidden = true;
   return gpu::MakeHostDevices(options);
 }
 

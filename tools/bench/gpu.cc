@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <utility>
 
-#include "tools/bench/clock.h"
 #include "tools/bench/failure.h"
 #include "tools/bench/gpu_rows.h"
+#include "tools/bench/gpu_timing.h"
 
 namespace moonpool::bench {
 
@@ -16,9 +16,6 @@ constexpr uint64_t kQuickMemory = 512ull << 20;
 // One figure is measured for about so long.
 constexpr double kSeconds = 0.05;
 constexpr int kCalls = 200;
-// Batches under way at once: so many, and so many bytes that a wait costs next to nothing.
-constexpr uint64_t kRoundsAtOnce = 8;
-constexpr uint64_t kBytesAtOnce = 2ull << 30;
 
 std::string Version(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
@@ -71,30 +68,11 @@ GpuComparison::GpuComparison(const GpuModeOptions& options)
 
 double GpuComparison::Rate(uint64_t bytes, const std::function<void(uint64_t round)>& round,
                            const std::function<void()>& wait) const {
-  uint64_t next = 0;
-  const auto some = [&](uint64_t rounds) {
-    for (uint64_t i = 0; i < rounds; ++i) round(next++);
-    wait();
-  };
-  some(2);  // warms up
-  const uint64_t at_once = std::max(kRoundsAtOnce, kBytesAtOnce / bytes);
-  Stopwatch watch;
-  uint64_t done = 0;
-  do {
-    some(at_once);
-    done += at_once;
-  } while (watch.seconds() < kSeconds);
-  return static_cast<double>(done * bytes) / watch.seconds() / 1e9;
+  return RateOfRounds(bytes, kSeconds, round, wait);
 }
 
 double GpuComparison::Microseconds(const std::function<void(uint64_t round)>& call) const {
-  std::vector<double> times;
-  for (uint64_t i = 0; i < kCalls + 20; ++i) {
-    const Stopwatch watch;
-    call(i);
-    if (i >= 20) times.push_back(static_cast<double>(watch.ns()) / 1e3);
-  }
-  return Median(std::move(times));
+  return MedianMicroseconds(kCalls, call);
 }
 
 void GpuComparison::Submit(gpu::CopyBatch batch) {

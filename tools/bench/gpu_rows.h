@@ -27,11 +27,9 @@ class GpuComparison {
   int reps() const { return reps_; }
   bool Wants(std::string_view id) const { return rows_.Wants(id); }
 
-  // GB/s of `bytes` per round, over rounds that follow each other without a wait, and one wait at
-  // the end: `round` gets a number that rises, so that it can use other memory each time.
+  // As RateOfRounds() and MedianMicroseconds().
   double Rate(uint64_t bytes, const std::function<void(uint64_t round)>& round,
               const std::function<void()>& wait) const;
-  // The median time of one call, in microseconds.
   double Microseconds(const std::function<void(uint64_t round)>& call) const;
 
   // Puts a batch into the bench's stream; Drain() waits for all of them.

@@ -167,7 +167,7 @@ char* RawCuda::PinnedMemory(uint64_t bytes) {
   return static_cast<char*>(memory);
 }
 
-void RawCuda::Poison(void* to, uint64_t bytes) {
+void RawCuda::Poison(char* to, uint64_t bytes) {
   ExpectCuda(cudaMemsetAsync(to, 0xa5, bytes, Native(stream_)), "cudaMemsetAsync");
   Wait();
 }
@@ -211,20 +211,23 @@ void RawCuda::Wait() {
   ExpectCuda(cudaEventSynchronize(NativeEvent(event_)), "cudaEventSynchronize");
 }
 
+size_t OrdinalOf(const gpu::CudaDevices& devices, const std::string& uuid) {
+  if (uuid.empty()) return 0;
+  const auto parsed = gpu::Uuid::Parse(uuid);
+  if (!parsed) throw Failure("'" + uuid + "' is no UUID of a device; see nvidia-smi -L");
+  const auto& all = devices.all();
+  for (size_t ordinal = 0; ordinal < all.size(); ++ordinal) {
+    if (all[ordinal]->info().uuid == *parsed) return ordinal;
+  }
+  throw Failure("there is no device " + uuid);
+}
+
 GpuSetup::GpuSetup(const std::string& uuid, uint64_t of_bytes)
     : bytes(of_bytes),
       pool(MemoryBlock::SharedFile(of_bytes)),
       counters(MemoryBlock::SharedFile(1)) {
   devices = Expect(gpu::CudaDevices::Open(), "gpu measures nothing");
-  size_t ordinal = 0;
-  if (!uuid.empty()) {
-    const auto parsed = gpu::Uuid::Parse(uuid);
-    if (!parsed) throw Failure("'" + uuid + "' is no UUID of a device; see nvidia-smi -L");
-    while (ordinal < devices->all().size() && devices->all()[ordinal]->info().uuid != *parsed) {
-      ++ordinal;
-    }
-    if (ordinal == devices->all().size()) throw Failure("there is no device " + uuid);
-  }
+  const size_t ordinal = OrdinalOf(*devices, uuid);
   device = devices->all()[ordinal];
   raw = std::make_unique<RawCuda>(static_cast<int>(ordinal));
   stream = Expect(device->NewStream(), "a stream");

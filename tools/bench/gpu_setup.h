@@ -18,6 +18,7 @@
 #include "protocol/unique_fd.h"
 #include "tools/bench/failure.h"
 #include "tools/bench/memory_block.h"
+#include "tools/bench/raw_copies.h"
 
 namespace moonpool::bench {
 
@@ -48,23 +49,21 @@ class GpuOwner {
   UniqueFd socket_;
 };
 
-// The raw calls, on a stream of their own.
-class RawCuda {
+class RawCuda : public RawCopies {
  public:
   explicit RawCuda(int ordinal);
-  ~RawCuda();
+  ~RawCuda() override;
   RawCuda(const RawCuda&) = delete;
 
-  char* DeviceMemory(uint64_t bytes);
-  char* PinnedMemory(uint64_t bytes);
-  // Bytes that copies must overwrite.
-  void Poison(void* to, uint64_t bytes);
-  // cudaMemcpyAsync.
-  void Copy(void* to, const void* from, uint64_t bytes);
+  // cudaMalloc, cudaHostAlloc, cudaMemcpyAsync, and an event that is waited for.
+  char* DeviceMemory(uint64_t bytes) override;
+  char* PinnedMemory(uint64_t bytes) override;
+  void Poison(char* to, uint64_t bytes) override;
+  void Copy(void* to, const void* from, uint64_t bytes) override;
+  void Wait() override;
+  void* stream() override { return stream_; }
   // cudaMemcpyBatchAsync: false where there is none (before CUDA 12.8).
   bool CopyBatch(const std::vector<gpu::Piece>& pieces);
-  // An event behind what was given so far, and the wait for it.
-  void Wait();
 
  private:
   std::vector<void*> device_;
@@ -72,6 +71,9 @@ class RawCuda {
   void* stream_ = nullptr;
   void* event_ = nullptr;
 };
+
+// The ordinal of a device among `devices`: by its UUID, or the first when that is empty.
+size_t OrdinalOf(const gpu::CudaDevices& devices, const std::string& uuid);
 
 struct GpuSetup {
   // `uuid`: empty: the first device.

@@ -1,4 +1,4 @@
-// moonpool-bench replay | compare | pd | embedding | policy | ssd | gpu | rdma
+// moonpool-bench replay | compare | pd | embedding | policy | ssd | gpu | gpu-server | rdma
 #include <unistd.h>
 
 #include <cstdio>
@@ -11,6 +11,7 @@
 #include "tools/bench/embedding.h"
 #include "tools/bench/failure.h"
 #include "tools/bench/gpu.h"
+#include "tools/bench/gpu_server.h"
 #include "tools/bench/pd.h"
 #include "tools/bench/policy.h"
 #include "tools/bench/replay.h"
@@ -180,6 +181,18 @@ void AddGpu(CLI::App* app, GpuModeOptions* options) {
   app->add_option("--device", options->device, "UUID of the GPU (default: the first)");
 }
 
+void AddGpuServer(CLI::App* app, GpuServerModeOptions* options) {
+  AddCommon(app, &options->common, false);
+  app->add_option("--rows", options->rows, "only rows whose id or name matches this expression");
+  app->add_flag("--list", options->list, "list the rows and stop");
+  app->add_option("--reps", options->reps, "repetitions (default: 5; with --quick 3)")
+      ->check(CLI::Range(1, 1000));
+  app->add_option("--device", options->device, "UUID of the GPU (default: the first)");
+  app->add_option("--most-seconds", options->most_seconds,
+                  "begin no row after so long (default: measure all)")
+      ->check(CLI::PositiveNumber);
+}
+
 #ifdef MOONPOOL_HAVE_RDMA
 void AddRdma(CLI::App* app, RdmaModeOptions* options) {
   AddCommon(app, &options->common, false);
@@ -208,6 +221,7 @@ int main(int argc, char** argv) {
   PolicyOptions policy;
   SsdModeOptions ssd;
   GpuModeOptions gpu;
+  GpuServerModeOptions gpu_server;
   AddReplay(app.add_subcommand("replay", "a serving trace through a server, every byte checked"),
             &replay);
   AddCompare(app.add_subcommand("compare", "the same work on Moonpool and on redis-server"),
@@ -220,6 +234,10 @@ int main(int argc, char** argv) {
   AddSsd(app.add_subcommand("ssd", "the SSD tier and what its disk does without it"), &ssd);
   AddGpu(app.add_subcommand("gpu", "copies to, from and within GPU memory beside raw CUDA calls"),
          &gpu);
+  AddGpuServer(app.add_subcommand("gpu-server",
+                                  "values to and from GPU memory through a server and libmoonpool, "
+                                  "beside raw CUDA calls"),
+               &gpu_server);
 #ifdef MOONPOOL_HAVE_RDMA
   RdmaModeOptions rdma;
   AddRdma(app.add_subcommand("rdma", "batched reads beside the device's own READ loop, over a server and over none"), &rdma);
@@ -229,7 +247,7 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) command_line += (i > 1 ? " " : "") + std::string(argv[i]);
   for (CommonOptions* common :
        {&replay.common, &compare.common, &pd.common, &embedding.common, &policy.common,
-        &ssd.common, &gpu.common}) {
+        &ssd.common, &gpu.common, &gpu_server.common}) {
     common->command_line = command_line;
   }
 #ifdef MOONPOOL_HAVE_RDMA
@@ -242,6 +260,7 @@ int main(int argc, char** argv) {
     if (app.got_subcommand("policy")) return ComparePolicies(policy);
     if (app.got_subcommand("ssd")) return Ssd(ssd);
     if (app.got_subcommand("gpu")) return Gpu(gpu);
+    if (app.got_subcommand("gpu-server")) return GpuServer(gpu_server);
 #ifdef MOONPOOL_HAVE_RDMA
     if (app.got_subcommand("rdma")) return Rdma(rdma);
 #endif
