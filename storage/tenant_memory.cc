@@ -59,7 +59,7 @@ Result<WriteHandle> Tenant::ReserveInArena(SessionId session, uint64_t length, i
   if (preference.tier == Tier::kGpu && gpu_ != nullptr && session != kNoSession &&
       gpu_->Holds(length)) {
     DeviceSet on = 0;
-    auto handle = ReserveInGpu(length, preference.devices, true, now_ms, &on);
+    auto handle = ReserveInGpu(length, preference.devices, session, now_ms, &on);
     if (handle) return handle;
     if (growing != nullptr && on != 0) {
       *growing = on;
@@ -69,7 +69,7 @@ Result<WriteHandle> Tenant::ReserveInArena(SessionId session, uint64_t length, i
   return ReserveWith(session, length, now_ms);
 }
 
-Result<WriteHandle> Tenant::ReserveInGpu(uint64_t length, DeviceSet devices, bool by_client,
+Result<WriteHandle> Tenant::ReserveInGpu(uint64_t length, DeviceSet devices, SessionId writer,
                                          int64_t now_ms, DeviceSet* growing) {
   const std::vector<DeviceMemory*>& all = gpu_->devices();
   struct Candidate {
@@ -91,7 +91,7 @@ Result<WriteHandle> Tenant::ReserveInGpu(uint64_t length, DeviceSet devices, boo
   Result<WriteHandle> handle;
   *growing = 0;
   for (const Candidate& candidate : order) {
-    handle = pool_->ReserveOnDevice(candidate.device, length, by_client, *growing == 0);
+    handle = pool_->ReserveOnDevice(candidate.device, length, writer, *growing == 0);
     if (handle) return handle;
     if (handle.error().code == ErrorCode::kBusy) *growing |= DeviceSet{1} << candidate.device;
   }
@@ -108,7 +108,7 @@ Result<WriteHandle> Tenant::ReserveInGpu(uint64_t length, DeviceSet devices, boo
       any = true;
     }
     // Those that were dropped left room already.
-    if (any) handle = pool_->ReserveOnDevice(device, length, by_client, false);
+    if (any) handle = pool_->ReserveOnDevice(device, length, writer, false);
     if (handle) return handle;
     if (gpu_->leaving_bytes(device) > 0) {
       return Fail(ErrorCode::kBusy, handle.error().message + " on the device yet");
