@@ -324,7 +324,8 @@ bool Session::HandleAttachMessage(const AttachMessage& message) {
     case AttachMessage::kUnmapped:
       return true;  // the next look of the upkeep thread proves it, or does not
     case AttachMessage::kDone:
-      for (auto& [token, reservation] : reservations_) reservation.handle.WriterDone();
+      reservations_.clear();
+      pool.WriterGone(info_->id);
       return false;
     default:
       return false;

@@ -120,6 +120,12 @@ class FakeGpuServer {
     for (const int fd : attached_) (void)protocol::SendAttachMessage(fd, gone);
   }
 
+  // As a server that has ended the sessions, and waits to hear that no device writes for them.
+  void EndAttachments() {
+    MutexLock lock(mu_);
+    for (const int fd : attached_) shutdown(fd, SHUT_WR);
+  }
+
   // How often the client said a word first: a command's name, or "want", "unmapped" and "done".
   int Heard(const std::string& word) {
     MutexLock lock(mu_);

@@ -419,6 +419,20 @@ TEST_F(GpuRegions, AWriteThatIsGivenUpKeepsItsSession) {
   EXPECT_FALSE(server->Committed("late"));
 }
 
+TEST_F(GpuRegions, ASessionThatTheServerHasEndedSaysThatItIsDone) {
+  const std::string value = Stamped(100'000, 1);
+  const auto from = Block(value);
+  PutOptions prefer;
+  prefer.prefer = "gpu";
+  ASSERT_TRUE(Put("k", from->data(), value.size(), prefer).ok());
+  EXPECT_EQ(server->Heard("done"), 0);
+  // Nobody calls for anything meanwhile.
+  server->EndAttachments();
+  EXPECT_TRUE(Eventually([&] { return server->Heard("done") == 1; }));
+  EXPECT_TRUE(Eventually([&] { return server->connections() == 0; }));
+  EXPECT_EQ(Put("k", from->data(), value.size(), prefer).transport, Transport::kCuda);
+}
+
 // A call fails in the middle of a write, of which a part is under way: the server hears of its end.
 TEST_F(GpuRegions, AWriteThatTheDriverTookInPartKeepsItsSession) {
   Start(0, "&connections=1&timeout_ms=1000");
