@@ -192,6 +192,15 @@ bool Attachment::alive() {
   return alive_;
 }
 
+void Attachment::SayDone() {
+  MutexLock lock(mu_);
+  AttachMessage done;
+  done.type = AttachMessage::kDone;
+  // A server that is gone needs no answer; and what it shut down is its own direction.
+  [[maybe_unused]] const auto sent = protocol::SendAttachMessage(fd_.get(), done);
+  alive_ = false;
+}
+
 void Attachment::Abandon(NodeMemory& memory) {
   MutexLock lock(mu_);
   alive_ = false;

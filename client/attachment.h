@@ -41,6 +41,9 @@ class Attachment {
   // Looks at the socket itself.
   bool alive();
   int fd() const { return fd_.get(); }
+  // To the server, as the last message: no work of this session's writes into memory of its devices any
+  // more.  Also when the session is lost: until then nobody else is given what was reserved there.
+  void SayDone();
   // The arenas this session writes to must not stay mapped when it is over.
   void Abandon(NodeMemory& memory);
 

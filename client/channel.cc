@@ -37,7 +37,10 @@ Status Channel::Open(const Endpoint& endpoint, const Options& options, Common* c
 }
 
 Channel::~Channel() {
-  if (attachment_ != nullptr) attachment_->Abandon(*memory_);
+  if (attachment_ == nullptr) return;
+  // Whatever writes to its extents holds the channel (GpuMove::channel, GpuWork::Park()).
+  if (asked_gpu_) attachment_->SayDone();
+  attachment_->Abandon(*memory_);
 }
 
 Status Channel::Hello(const Options& options, Common* common) {

@@ -57,8 +57,12 @@ class Channel : public std::enable_shared_from_this<Channel> {
   // The server speaks RESP only: no KV.* commands.
   bool plain() const { return plain_; }
   bool usable() const { return !stream_.broken() && !parked(); }
+  // The server has ended the session, whose copies to its devices it waits for: this is closed when
+  // nobody holds it, and says so then.
+  bool ended() const { return asked_gpu_ && attachment_ != nullptr && !attachment_->attached(); }
   // A device may still write to an extent of this session's: the server must not be told that it is
-  // free, and so it is told nothing more.  The session ends when the device is done.
+  // free, and so it is told nothing more.  The session ends when the device is done: who has work there
+  // holds the channel, and its destructor says that there is none.
   void Park() { parked_.store(true, std::memory_order_relaxed); }
   bool parked() const { return parked_.load(std::memory_order_relaxed); }
   // No call will be given it any more.

@@ -116,7 +116,7 @@ ClientImpl::Borrowed ClientImpl::BorrowThat(const std::shared_ptr<Channel>& chan
 }
 
 void ClientImpl::GiveBack(std::shared_ptr<Channel> channel) {
-  const bool usable = channel->usable();
+  const bool usable = channel->usable() && !channel->ended();
   if (usable && channel->rdma() != nullptr) channel->rdma()->Rest();
   {
     MutexLock lock(mu_);
@@ -227,6 +227,10 @@ void ClientImpl::Housekeep() {
       channels[i]->Pump();
     }
     channels.clear();
+    // A server that has ended a session waits to hear that no device writes for it any more.
+    while (std::shared_ptr<Channel> ended = TakeIdle([](Channel& idle) { return idle.ended(); })) {
+      GiveBack(std::move(ended));
+    }
     // What readers are done with must not wait for the next call.
     while (std::shared_ptr<Channel> owing = TakeIdle(owes)) {
       owing->BeginReleases();

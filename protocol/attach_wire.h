@@ -13,6 +13,8 @@
 //                                      <-     kSealed   region: nobody can map it writable now
 //                                      <-     kGone     region: unmap it; sent unasked as well
 //   kUnmapped region                   ->     (answer to kGone: no mapping of it is left here)
+//   kDone                              ->     the last message: no work that was begun for this session
+//                                             writes into memory of devices any more, and none will
 //
 // A region in a device's memory (`tier` is kGpu) is answered with what an import needs: the device's
 // UUID, and the kind of handle, which is the file beside the message or the bytes of `opaque`.  Every
@@ -20,7 +22,9 @@
 //
 // One connection per session, opened with the one-time token that KV.HELLO handed out over RESP.
 // End of file on either side ends the session's shared-memory part; what was mapped is not to
-// be trusted from then on.
+// be trusted from then on.  It proves nothing of copies that the client has put into a device's
+// streams: kDone does, or the end of its process.  So that kDone can be said when the session is lost,
+// the server shuts down only its own direction then, and reads on as long as it holds memory back.
 #pragma once
 
 #include <array>
@@ -52,9 +56,10 @@ struct AttachMessage {
     kSealed,
     kGone,
     kUnmapped,
+    kDone,
   };
   static constexpr uint32_t kMagic = 0x4c4f504d;  // "MPOL"
-  static constexpr uint32_t kVersion = 2;
+  static constexpr uint32_t kVersion = 3;
 
   uint32_t magic = kMagic;
   uint32_t version = kVersion;

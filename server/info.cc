@@ -218,6 +218,7 @@ void TiersSection(Context& c, Text& out) {
     }
     Row(out, "tier_gpu_keys", gpu_keys);
     Row(out, "tier_gpu_bytes", bytes);
+    Row(out, "tier_gpu_late_bytes", c.tenant.pool().late_bytes());
     Row(out, "tier_gpu_capacity", capacity);
     Row(out, "tier_gpu_hits", c.tenant.gpu_hits());
     Row(out, "tier_gpu_promotions", moves.promotions);

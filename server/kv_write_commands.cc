@@ -31,10 +31,14 @@ struct Pending {
   std::optional<uint32_t> crc;
 };
 
-// No client writes there, as none was told of it or it said that its bytes are complete: as a value
-// that nobody refers to it is free at once, on a device as well.
-void GiveBackAtOnce(Session::Reservation reservation) {
-  if (reservation.handle) std::move(reservation.handle).Publish();
+// Takes a reservation whose client writes there no more: it was never told of it, or says so, with
+// KV.COMMIT and with KV.ABORT.  What is dropped then is free at once, on a device as well.
+std::optional<Session::Reservation> TakeWritten(Session* session, std::optional<uint64_t> token,
+                                                std::string_view key) {
+  if (session == nullptr || !token) return std::nullopt;
+  std::optional<Session::Reservation> reservation = session->TakeReservation(*token, key);
+  if (reservation) reservation->handle.WriterDone();
+  return reservation;
 }
 
 Pending TakePending(Context& c, size_t index) {
@@ -42,14 +46,8 @@ Pending TakePending(Context& c, size_t index) {
   const std::string_view key = c[index];
   const auto token = protocol::ParseUint64(c[index + 1]);
   if (!ParseCrc(c[index + 2], &pending.crc, &pending.error)) return pending;
-  Session* session = c.connection.session();
-  auto reservation =
-      session != nullptr && token ? session->TakeReservation(*token, key) : std::nullopt;
-  if (reservation && reservation->overdue) {
-    GiveBackAtOnce(std::move(*reservation));
-    reservation.reset();
-  }
-  if (!reservation) {
+  auto reservation = TakeWritten(c.connection.session(), token, key);
+  if (!reservation || reservation->overdue) {
     pending.error = "ERR no such reservation (committed, aborted, expired, or for another key)";
     return pending;
   }
@@ -68,7 +66,6 @@ void PublishPending(Context& c, Pending& pending) {
   const bool exists = lock.key.Find() != nullptr;
   if ((reservation.if_absent && exists) || (reservation.if_present && !exists)) {
     c.loop.stats().aborts.Add();
-    GiveBackAtOnce(std::move(reservation));
     return c.reply.Null();
   }
   storage::WriteHandle& handle = pending.copy ? pending.copy : reservation.handle;
@@ -175,7 +172,7 @@ void KvAlloc(Context& c) {
       return options->prefer ? placement.Preferred(*options->prefer, reach)
                              : placement.Choose(key, reach);
     };
-    const auto now = preferred(c.reach());
+    const auto now = preferred(session->devices_to_write());
     if (!now) {
       c.Error("ERR PREFER: " + now.error().message);
       continue;
@@ -187,11 +184,7 @@ void KvAlloc(Context& c) {
     if (!handle && (missing.growing != 0 ||
                     c.WaitsForMemory(handle.error(), BytesToWaitFor(c, i, *count, 2)))) {
       // All of it is tried again, so what was got so far goes back.
-      for (const auto& [index, token] : taken) {
-        if (auto unseen = session->TakeReservation(token, c[index])) {
-          GiveBackAtOnce(std::move(*unseen));
-        }
-      }
+      for (const auto& [index, token] : taken) TakeWritten(session, token, c[index]);
       return;
     }
     if (!handle) {
@@ -205,7 +198,8 @@ void KvAlloc(Context& c) {
     reservation.if_absent = options->if_absent;
     reservation.if_present = options->if_present;
     reservation.expiry_ms = options->expiry_ms;
-    // Who does not reach the device writes to host memory; from there the value moves on.
+    // Who does not reach the device, or may not write there, writes to host memory; from there the
+    // value moves on.
     if (const auto then = preferred(storage::kAllDevices);
         then->tier == protocol::Tier::kGpu && now->tier != protocol::Tier::kGpu) {
       reservation.wanted_on = then->devices;
@@ -290,10 +284,7 @@ void KvAbort(Context& c) {
   c.reply.Array(*count);
   for (size_t i = 0; i < *count; ++i) {
     const auto token = protocol::ParseUint64(c[kFirstKey + i * 2 + 1]);
-    Session* session = c.connection.session();
-    const auto reservation = session != nullptr && token
-                                 ? session->TakeReservation(*token, c[kFirstKey + i * 2])
-                                 : std::nullopt;
+    const auto reservation = TakeWritten(c.connection.session(), token, c[kFirstKey + i * 2]);
     const bool aborted = reservation && !reservation->overdue;
     if (aborted) c.loop.stats().aborts.Add();
     c.reply.Integer(aborted ? 1 : 0);

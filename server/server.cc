@@ -21,6 +21,7 @@
 #include "server/background.h"
 #include "server/connection.h"
 #include "server/gpus.h"
+#include "server/late_writers.h"
 #include "server/listener.h"
 #include "server/log.h"
 #include "server/rdma.h"
@@ -282,6 +283,7 @@ void Server::Stop() {
   attach_server_.reset();
   listener_.reset();
   rdma_.reset();
+  late_writers_.reset();
   AwaitGpus();
   tenants_.clear();
   gpus_.reset();

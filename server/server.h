@@ -33,6 +33,7 @@ namespace moonpool::server {
 class AttachServer;
 class Background;
 class Gpus;
+class LateWriters;
 class Listener;
 class Rdma;
 struct SessionInfo;
@@ -51,6 +52,10 @@ class Server {
   // Likewise: what Stop() calls when all that can be saved is, but a thread is within the driver of a
   // GPU that does not answer.  Stop() goes on, and so waits for it, when this returns.
   void set_on_silent_gpu(std::function<void()> call) { on_silent_gpu_ = std::move(call); }
+  // Likewise: another way to the process at the other end of an attach socket; see LateWriters.
+  void set_peer_process(std::function<Result<UniqueFd>(int socket)> find) {
+    peer_process_ = std::move(find);
+  }
   // Everything up to answering clients.  The error says what to change.
   Status Start();
   // Returns when somebody called RequestShutdown (SIGTERM, SIGINT, SHUTDOWN).
@@ -75,6 +80,8 @@ class Server {
   // Null when no GPU is used; gpu_off() says why.
   Gpus* gpus() { return gpus_.get(); }
   const std::string& gpu_off() const { return gpu_off_; }
+  // Null when gpus() is.
+  LateWriters* late_writers() const { return late_writers_.get(); }
 
   bool password_required() const { return password_required_.load(std::memory_order_relaxed); }
   bool CheckPassword(std::string_view password) const;
@@ -121,11 +128,13 @@ class Server {
   rocksdb::Env* ssd_env_ = nullptr;
   std::vector<gpu::Device*> given_gpus_;
   std::function<void()> on_silent_gpu_;
+  std::function<Result<UniqueFd>(int)> peer_process_;
   ClientRegistry clients_;
   Placement placement_;
   std::unique_ptr<Gpus> gpus_;  // behind the tenants' memory
   std::string gpu_off_;
   std::vector<std::unique_ptr<storage::Tenant>> tenants_;
+  std::unique_ptr<LateWriters> late_writers_;  // likewise, and behind the loops
   std::unique_ptr<Rdma> rdma_;  // before the tenants' memory
   std::string rdma_off_;
   std::unique_ptr<Background> background_;

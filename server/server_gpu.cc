@@ -6,6 +6,7 @@
 #include "gpu/cuda.h"
 #include "server/command_families.h"
 #include "server/gpus.h"
+#include "server/late_writers.h"
 #include "server/log.h"
 #include "server/server.h"
 #include "storage/tenant.h"
@@ -40,6 +41,7 @@ Status Server::OpenGpus() {
     return {};
   }
   gpus_ = std::move(*opened);
+  late_writers_ = std::make_unique<LateWriters>(peer_process_);
   for (const gpu::Device* device : gpus_->devices()) {
     const gpu::DeviceInfo& info = device->info();
     Log(LogLevel::kNotice, "GPU {} ({}, {} MiB, driver of CUDA {}.{}): {} MiB for values, handles: {}",
@@ -87,6 +89,10 @@ void GpuSection(Context& c, std::string& out) {
                     info.compute_capability % 10, info.total_bytes, budget.used_bytes(),
                     c.tenant.gpu_capacity(i), budget.region_bytes()));
   }
+  const LateWriters& late = *c.server.late_writers();
+  row("gpu_late_writers", late.size());
+  row("gpu_unwatched_sessions", late.unwatched());
+  if (late.unwatched() > 0) row("gpu_unwatched_reason", late.unwatched_reason());
   for (size_t i = 0; i < gpus->left_out().size(); ++i) {
     row(fmt::format("gpu_left_out{}", i), gpus->left_out()[i]);
   }

@@ -7,6 +7,7 @@
 #include "protocol/seqlock.h"
 #include "server/attach_server.h"
 #include "server/connection.h"
+#include "server/late_writers.h"
 #include "server/log.h"
 #include "server/loop.h"
 #include "server/rdma.h"
@@ -182,8 +183,7 @@ std::optional<uint64_t> Session::AddReservation(Reservation reservation) {
   const Config& config = server_.config();
   if (reservations_.size() >=
       static_cast<uint64_t>(config.number(Key::kSessionMaxReservations))) {
-    // No client was told of it: free at once, on a device as well.
-    std::move(reservation.handle).Publish();
+    reservation.handle.WriterDone();  // no client was told of it
     return std::nullopt;
   }
   reservation.deadline_ms = connection_.loop().now_ms() +
@@ -223,6 +223,7 @@ void Session::Attach(UniqueFd fd) {
                OnAttachReadable, this);
   event_add(&attach_event_, nullptr);
   info_->attached = true;
+  if (devices_ != 0) peer_ = server_.late_writers()->PeerOf(attach_fd_.get());
   AttachMessage welcome;
   welcome.type = AttachMessage::kWelcome;
   welcome.bytes = tenant_.pool().generations().bytes();
@@ -233,11 +234,16 @@ void Session::Attach(UniqueFd fd) {
 void Session::Detach() {
   if (attach_fd_) {
     event_del(&attach_event_);
-    attach_fd_.Reset();
     info_->attached = false;
     // What was reserved for this client's mappings cannot be filled any more.
     reservations_.clear();
     info_->reservations.Set(0);
+    if (tenant_.pool().HasLateWrites(info_->id)) {
+      server_.late_writers()->Await(tenant_.pool(), info_->id, std::move(attach_fd_),
+                                    std::move(peer_));
+    }
+    attach_fd_.Reset();
+    peer_.Reset();
   }
   tenant_.pool().SessionEnded(info_->id);
 }
@@ -317,6 +323,10 @@ bool Session::HandleAttachMessage(const AttachMessage& message) {
     }
     case AttachMessage::kUnmapped:
       return true;  // the next look of the upkeep thread proves it, or does not
+    case AttachMessage::kDone:
+      reservations_.clear();
+      pool.WriterGone(info_->id);
+      return false;
     default:
       return false;
   }

@@ -8,6 +8,9 @@
 // failed.  Nothing depends on them: a lease ends at its deadline, a hold is of a shared-memory view,
 // and a client that died has lost its RESP connection as well.
 //
+// What it had reserved on devices, and its client did not say that it is done with, is held back by the
+// pool: LateWriters takes over the attach socket, and waits for the client or the end of its process.
+//
 // Threads: the loop of its connection.  The tenant and the server must outlive it.
 #pragma once
 
@@ -65,6 +68,9 @@ class Session {
   bool rdma() const { return rdma_; }
   // The GPUs whose memory it can map now.
   storage::DeviceSet devices() const { return attached() ? devices_ : 0; }
+  // Those of them where it may be given extents to write to: none when the end of its client's process
+  // would not be seen.
+  storage::DeviceSet devices_to_write() const { return peer_ ? devices() : 0; }
   // The one-time token for the attach socket.
   protocol::AttachToken NewAttachToken();
 
@@ -85,7 +91,8 @@ class Session {
     storage::DeviceSet wanted_on = 0;  // where the value is to move after the commit
     int64_t deadline_ms = 0;
     // Its time is over: it cannot be committed any more.  Its client lives, though, and may write there
-    // yet, so nobody else gets the memory before the session ends, or the client says that it is done.
+    // yet, so nobody else gets the memory before the client says that it is done, or (in arenas) the
+    // session ends.
     bool overdue = false;
   };
   // Its token; empty when the session has too many.
@@ -95,7 +102,7 @@ class Session {
   // Takes it out, overdue or not; empty when there is no such token or it is for another key.
   std::optional<Reservation> TakeReservation(uint64_t token, std::string_view key);
 
-  // The attach socket, once its token was accepted.
+  // The attach socket, once its token was accepted: at most once, as that is the only one.
   void Attach(UniqueFd fd);
   // Asks the client to unmap a region.
   void RegionGone(uint32_t region);
@@ -147,6 +154,7 @@ class Session {
 
   std::optional<protocol::AttachToken> token_;
   UniqueFd attach_fd_;
+  UniqueFd peer_;  // a pidfd of the process at its other end, if that may map memory of devices
   struct event attach_event_ = {};
 };
 

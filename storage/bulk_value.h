@@ -24,6 +24,10 @@ namespace moonpool::storage {
 class ExtentPool;
 class ValueRef;
 
+// Of a server's life; whose clients write to extents themselves.
+using SessionId = uint64_t;
+inline constexpr SessionId kNoSession = 0;
+
 struct Extent {
   Region* region = nullptr;
   uint64_t offset = 0;      // bytes from the start of the region
@@ -140,20 +144,22 @@ class ValueRef {
   BulkValue* value_ = nullptr;
 };
 
-// A reserved extent.  Dropping it gives the extent back.
+// A reserved extent.  Dropping it gives the extent back: at once, but for one on a device that a client
+// writes to.  That is free when its client said that it is done (WriterDone(), or
+// ExtentPool::WriterGone() for all that it has).
 class WriteHandle {
  public:
   WriteHandle() = default;
   WriteHandle(WriteHandle&& other) noexcept
       : pool_(std::exchange(other.pool_, nullptr)),
         extent_(other.extent_),
-        late_writes_(other.late_writes_) {}
+        late_writer_(other.late_writer_) {}
   WriteHandle& operator=(WriteHandle&& other) noexcept {
     if (this != &other) {
       Abort();
       pool_ = std::exchange(other.pool_, nullptr);
       extent_ = other.extent_;
-      late_writes_ = other.late_writes_;
+      late_writer_ = other.late_writer_;
     }
     return *this;
   }
@@ -168,6 +174,8 @@ class WriteHandle {
   // The bytes are complete.
   ValueRef Publish(std::optional<uint32_t> crc = std::nullopt) &&;
   void Abort();
+  // Its client writes there no more, or was never told of it.
+  void WriterDone() { late_writer_ = kNoSession; }
 
  private:
   friend class ExtentPool;
@@ -175,7 +183,7 @@ class WriteHandle {
 
   ExtentPool* pool_ = nullptr;
   Extent extent_;
-  bool late_writes_ = false;  // a client writes there, and may for a while after it was given up
+  SessionId late_writer_ = kNoSession;  // whose client may write there when this is gone
 };
 
 }  // namespace moonpool::storage

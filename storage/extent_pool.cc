@@ -7,14 +7,6 @@
 
 namespace moonpool::storage {
 
-namespace {
-
-// What a client reserved on a device may be written to by a copy that was on its way when the client
-// gave up or died: a copy of the largest value takes a fraction of this.
-constexpr std::chrono::seconds kLateWrites{2};
-
-}  // namespace
-
 void ValueRef::Destroy(BulkValue* value) { value->pool_->Destroy(value); }
 
 ValueRef WriteHandle::Publish(std::optional<uint32_t> crc) && {
@@ -22,7 +14,7 @@ ValueRef WriteHandle::Publish(std::optional<uint32_t> crc) && {
 }
 
 void WriteHandle::Abort() {
-  if (pool_ != nullptr) std::exchange(pool_, nullptr)->Recycle(extent_, late_writes_);
+  if (pool_ != nullptr) std::exchange(pool_, nullptr)->Recycle(extent_, late_writer_);
 }
 
 // Unique within the process, so that no session can take one tenant's region for another's.
@@ -60,7 +52,10 @@ Result<std::unique_ptr<ExtentPool>> ExtentPool::Create(const PoolOptions& option
 ExtentPool::~ExtentPool() {
   growth_.reset();
   MutexLock lock(mu_);
-  for (const LateExtent& late : late_) FreeExtent(late.extent);
+  // Nobody is given them any more; a device's memory goes when those who imported it have let go, too.
+  for (const auto& [writer, extents] : late_) {
+    for (const Extent& extent : extents) FreeExtent(extent);
+  }
   for (const auto& [id, region] : regions_) {
     MOONPOOL_CHECK(region->extents == 0);
     budget(*region->region)->ReleaseRegion(region->region->bytes());
@@ -206,13 +201,32 @@ ValueRef ExtentPool::Alias(const BulkValue& value) {
   return ValueRef::Adopt(alias);
 }
 
-void ExtentPool::Recycle(const Extent& extent, bool late_writes) {
+void ExtentPool::Recycle(const Extent& extent, SessionId late_writer) {
   MutexLock lock(mu_);
-  if (late_writes) {
-    late_.push_back({extent, std::chrono::steady_clock::now() + kLateWrites});
-    return;
+  if (late_writer == kNoSession) return FreeExtent(extent);
+  late_[late_writer].push_back(extent);
+  late_bytes_ += ExtentAllocator::RoundUp(extent.length);
+}
+
+bool ExtentPool::HasLateWrites(SessionId writer) const {
+  MutexLock lock(mu_);
+  return late_.contains(writer);
+}
+
+void ExtentPool::WriterGone(SessionId writer) {
+  MutexLock lock(mu_);
+  const auto found = late_.find(writer);
+  if (found == late_.end()) return;
+  for (const Extent& extent : found->second) {
+    late_bytes_ -= ExtentAllocator::RoundUp(extent.length);
+    FreeExtent(extent);
   }
-  FreeExtent(extent);
+  late_.erase(found);
+}
+
+uint64_t ExtentPool::late_bytes() const {
+  MutexLock lock(mu_);
+  return late_bytes_;
 }
 
 void ExtentPool::Destroy(BulkValue* value) {

@@ -13,8 +13,8 @@
 // client can write to it any more; until then it counts against the budget.
 //
 // On a device every client of the tenant may write to any region: there are no arenas.  What a client
-// reserved there and did not commit is free again only after a while, as a copy of its may be on the
-// way yet.
+// reserved there and did not commit may be written to by a copy of its that is on the way: it is free
+// only when the client said that it is done with it, or WriterGone() that it is done with everything.
 //
 // Regions on devices are made by threads of their own (DeviceGrowth): nobody else calls a driver.
 //
@@ -26,7 +26,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -47,9 +46,6 @@
 namespace moonpool::storage {
 
 class Exporter;
-
-using SessionId = uint64_t;
-inline constexpr SessionId kNoSession = 0;
 
 struct PoolOptions {
   uint64_t region_bytes = 1ull << 30;
@@ -96,10 +92,10 @@ class ExtentPool {
   Result<WriteHandle> Reserve(uint64_t length, Tier tier = Tier::kDram);
   // An extent the session's client writes.  REQUIRES: the tier is of host memory.
   Result<WriteHandle> ReserveInArena(SessionId session, uint64_t length, Tier tier = Tier::kDram);
-  // On a device.  `by_client`: a client writes it, else the server copies to it.  Does not wait for the
+  // On a device.  `writer`: whose client writes it; none: the server copies to it.  Does not wait for the
   // device.  kBusy: no room, but a region is being made there (`may_grow`: or is now); growth()->Wait()
   // for that and try again.
-  Result<WriteHandle> ReserveOnDevice(size_t device, uint64_t length, bool by_client, bool may_grow)
+  Result<WriteHandle> ReserveOnDevice(size_t device, uint64_t length, SessionId writer, bool may_grow)
       EXCLUDES(mu_);
   // Null: there are no devices.
   DeviceGrowth* growth() const { return growth_.get(); }
@@ -130,6 +126,15 @@ class ExtentPool {
   bool ArenaSealed(uint32_t region) const;
   // The session is over; its arenas drain.  Its reservations must be gone.
   void SessionEnded(SessionId session);
+
+  // --- clients that may write to what they reserved on devices, though it was dropped
+  // Whether anything waits for WriterGone() of that session.
+  bool HasLateWrites(SessionId writer) const EXCLUDES(mu_);
+  // Nothing that its client has begun writes into memory of devices any more, and nothing will: what
+  // waited for that is free.  REQUIRES: all of its handles are gone.
+  void WriterGone(SessionId writer) EXCLUDES(mu_);
+  // What waits for it, of all of them.
+  uint64_t late_bytes() const EXCLUDES(mu_);
 
   // --- upkeep, on a background thread --------------------------------------------------------
   // Called without locks for regions clients should unmap.  Set once, before the first use.
@@ -216,12 +221,6 @@ class ExtentPool {
     std::chrono::steady_clock::time_point not_before;
     std::chrono::seconds pause{0};
   };
-  // What a client may yet write to.
-  struct LateExtent {
-    Extent extent;
-    std::chrono::steady_clock::time_point free_at;
-  };
-
   ExtentPool(const PoolOptions& options, MemoryBudget* budget, MemoryBudget* cxl_budget,
              std::vector<PoolDevice> devices)
       : options_(options), budgets_{budget, cxl_budget}, devices_(std::move(devices)) {}
@@ -261,12 +260,11 @@ class ExtentPool {
   bool ExportOne() EXCLUDES(mu_);
   bool WithdrawOne() EXCLUDES(mu_);
   void GrowAhead(Tier tier) EXCLUDES(mu_);
-  void FreeLate() EXCLUDES(mu_);
   void FreeExtent(const Extent& extent) REQUIRES(mu_);
 
   // For the handles.
   ValueRef Publish(const Extent& extent, std::optional<uint32_t> crc) EXCLUDES(mu_);
-  void Recycle(const Extent& extent, bool late_writes) EXCLUDES(mu_);
+  void Recycle(const Extent& extent, SessionId late_writer) EXCLUDES(mu_);
   void Destroy(BulkValue* value) EXCLUDES(mu_);
 
   const PoolOptions options_;
@@ -284,7 +282,8 @@ class ExtentPool {
   Shared shared_[protocol::kTiers] GUARDED_BY(mu_);
   Shared shared_on_[kMaxDevices] GUARDED_BY(mu_);
   std::array<std::atomic<bool>, kMaxDevices> refused_{};  // the device's last answer
-  std::deque<LateExtent> late_ GUARDED_BY(mu_);  // the first is free first
+  std::unordered_map<SessionId, std::vector<Extent>> late_ GUARDED_BY(mu_);  // by who writes there yet
+  uint64_t late_bytes_ GUARDED_BY(mu_) = 0;
   std::unordered_map<SessionId, std::vector<PoolRegion*>> arenas_ GUARDED_BY(mu_);
   // By generation slot, the values that show that extent, linked through next_alias_.
   std::vector<BulkValue*> by_slot_ GUARDED_BY(mu_);

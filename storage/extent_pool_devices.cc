@@ -23,14 +23,14 @@ uint64_t UsualBytes(const MemoryBudget& budget) {
 
 }  // namespace
 
-Result<WriteHandle> ExtentPool::ReserveOnDevice(size_t device, uint64_t length, bool by_client,
+Result<WriteHandle> ExtentPool::ReserveOnDevice(size_t device, uint64_t length, SessionId writer,
                                                 bool may_grow) {
   using State = DeviceGrowth::State;
   MOONPOOL_CHECK(length > 0 && device < devices_.size());
   MutexLock lock(mu_);
   if (auto extent = TakeExtent({Region::Kind::kShared, kNoSession, Tier::kGpu, device}, length)) {
     WriteHandle handle(this, *extent);
-    handle.late_writes_ = by_client;
+    handle.late_writer_ = writer;
     return handle;
   }
   if (generations_->full()) return Fail(ErrorCode::kOutOfMemory, "every generation slot is taken");

@@ -13,7 +13,6 @@ bool ExtentPool::Maintain(uint64_t populate_bytes) {
     if (budget(tier) != nullptr) GrowAhead(tier);
   }
   for (size_t device = 0; device < devices_.size(); ++device) GrowAheadOnDevice(device);
-  FreeLate();
   const bool populated = PopulateSlice(populate_bytes);
   const bool exported = ExportOne();
   bool gave_up = GiveUpEmpty();
@@ -30,15 +29,6 @@ void ExtentPool::GrowAhead(Tier tier) {
   // Ahead of need only; when the budget has no room, reservations will find out themselves.
   [[maybe_unused]] const Status added =
       AddRegion({Region::Kind::kShared, kNoSession, tier}, 1);
-}
-
-void ExtentPool::FreeLate() {
-  MutexLock lock(mu_);
-  const auto now = std::chrono::steady_clock::now();
-  while (!late_.empty() && late_.front().free_at <= now) {
-    FreeExtent(late_.front().extent);
-    late_.pop_front();
-  }
 }
 
 bool ExtentPool::PopulateSlice(uint64_t bytes) {

@@ -106,7 +106,7 @@ Result<std::unique_ptr<Tenant>> Tenant::Create(const TenantOptions& options) {
 void Tenant::OpenGpu(const GpuTierOptions& options) {
   GpuTier::Hooks hooks;
   hooks.reserve = [this](uint64_t length, DeviceSet on, DeviceSet* growing) {
-    return ReserveInGpu(length, {protocol::Tier::kGpu, on}, false, UnixMs(), growing);
+    return ReserveInGpu(length, {protocol::Tier::kGpu, on}, kNoSession, UnixMs(), growing);
   };
   hooks.await = [this](DeviceSet growing, int64_t since_ms, int64_t until_ms,
                        std::function<void()> call) {

@@ -190,8 +190,8 @@ class Tenant {
   // In CXL memory; evicts there.  kOutOfMemory, kBusy as Reserve().
   Result<WriteHandle> ReserveInCxl(SessionId session, uint64_t length, int64_t now_ms);
   // On one of its devices; evicts only where no other has room, and no more than `length`.
-  // kOutOfMemory, kBusy likewise; *growing as for ReserveInArena().
-  Result<WriteHandle> ReserveInGpu(uint64_t length, const Preference& preference, bool by_client,
+  // kOutOfMemory, kBusy likewise; `writer` as for ReserveOnDevice(), *growing as for ReserveInArena().
+  Result<WriteHandle> ReserveInGpu(uint64_t length, const Preference& preference, SessionId writer,
                                    int64_t now_ms, DeviceSet* growing);
   bool EvictToLimit(int64_t now_ms);
   // Evicts one value or a handful of entries; returns the bytes that will come back, now or when

@@ -59,7 +59,7 @@ Result<WriteHandle> Tenant::ReserveInArena(SessionId session, uint64_t length, i
   if (preference.tier == Tier::kGpu && gpu_ != nullptr && session != kNoSession &&
       gpu_->Holds(length)) {
     DeviceSet on = 0;
-    auto handle = ReserveInGpu(length, preference, true, now_ms, &on);
+    auto handle = ReserveInGpu(length, preference, session, now_ms, &on);
     if (handle) return handle;
     if (growing != nullptr && on != 0) {
       *growing = on;
@@ -70,7 +70,7 @@ Result<WriteHandle> Tenant::ReserveInArena(SessionId session, uint64_t length, i
 }
 
 Result<WriteHandle> Tenant::ReserveInGpu(uint64_t length, const Preference& preference,
-                                         bool by_client, int64_t now_ms, DeviceSet* growing) {
+                                         SessionId writer, int64_t now_ms, DeviceSet* growing) {
   const std::vector<DeviceMemory*>& all = gpu_->devices();
   struct Candidate {
     size_t device;
@@ -96,7 +96,7 @@ Result<WriteHandle> Tenant::ReserveInGpu(uint64_t length, const Preference& pref
   for (const Candidate& candidate : order) {
     if (*growing != 0 && preference.ranks[candidate.device] != rank) break;
     rank = preference.ranks[candidate.device];
-    handle = pool_->ReserveOnDevice(candidate.device, length, by_client, *growing == 0);
+    handle = pool_->ReserveOnDevice(candidate.device, length, writer, *growing == 0);
     if (handle) return handle;
     if (handle.error().code == ErrorCode::kBusy) *growing |= DeviceSet{1} << candidate.device;
   }
@@ -113,7 +113,7 @@ Result<WriteHandle> Tenant::ReserveInGpu(uint64_t length, const Preference& pref
       any = true;
     }
     // Those that were dropped left room already.
-    if (any) handle = pool_->ReserveOnDevice(device, length, by_client, false);
+    if (any) handle = pool_->ReserveOnDevice(device, length, writer, false);
     if (handle) return handle;
     if (gpu_->leaving_bytes(device) > 0) {
       return Fail(ErrorCode::kBusy, handle.error().message + " on the device yet");

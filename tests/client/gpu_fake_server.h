@@ -120,7 +120,13 @@ class FakeGpuServer {
     for (const int fd : attached_) (void)protocol::SendAttachMessage(fd, gone);
   }
 
-  // How often the client said a word first: a command's name, or "want" and "unmapped".
+  // As a server that has ended the sessions, and waits to hear that no device writes for them.
+  void EndAttachments() {
+    MutexLock lock(mu_);
+    for (const int fd : attached_) shutdown(fd, SHUT_WR);
+  }
+
+  // How often the client said a word first: a command's name, or "want", "unmapped" and "done".
   int Heard(const std::string& word) {
     MutexLock lock(mu_);
     return heard_[word];
@@ -320,6 +326,8 @@ class FakeGpuServer {
         EXPECT_TRUE(protocol::SendAttachMessage(fd.get(), answer, exported->fd.get()));
       } else if (received->message.type == AttachMessage::kUnmapped) {
         ++heard_["unmapped"];
+      } else if (received->message.type == AttachMessage::kDone) {
+        ++heard_["done"];
       } else {
         ++heard_["something else"];
       }

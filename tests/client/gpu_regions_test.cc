@@ -408,12 +408,59 @@ TEST_F(GpuRegions, AWriteThatIsGivenUpKeepsItsSession) {
   device().Pause();
   EXPECT_EQ(Put("late", from->data(), value.size(), prefer).code, Code::kTimeout);
   EXPECT_EQ(server->Heard("KV.ABORT"), 0) << "the server may give the extent to others";
+  EXPECT_EQ(server->Heard("done"), 0) << "likewise";
   EXPECT_EQ(server->connections(), 1);
   ASSERT_TRUE(client->Set("host", "value").ok());
   EXPECT_EQ(server->Heard("KV.HELLO"), sessions + 1) << "the session was used again";
   EXPECT_EQ(server->connections(), 2) << "the session was closed";
   device().Resume();
   EXPECT_TRUE(Eventually([&] { return server->connections() == 1; }));
+  EXPECT_TRUE(Eventually([&] { return server->Heard("done") == 1; }));
+  EXPECT_FALSE(server->Committed("late"));
+}
+
+TEST_F(GpuRegions, ASessionThatTheServerHasEndedSaysThatItIsDone) {
+  const std::string value = Stamped(100'000, 1);
+  const auto from = Block(value);
+  PutOptions prefer;
+  prefer.prefer = "gpu";
+  ASSERT_TRUE(Put("k", from->data(), value.size(), prefer).ok());
+  EXPECT_EQ(server->Heard("done"), 0);
+  // Nobody calls for anything meanwhile.
+  server->EndAttachments();
+  EXPECT_TRUE(Eventually([&] { return server->Heard("done") == 1; }));
+  EXPECT_TRUE(Eventually([&] { return server->connections() == 0; }));
+  EXPECT_EQ(Put("k", from->data(), value.size(), prefer).transport, Transport::kCuda);
+}
+
+// A call fails in the middle of a write, of which a part is under way: the server hears of its end.
+TEST_F(GpuRegions, AWriteThatTheDriverTookInPartKeepsItsSession) {
+  Start(0, "&connections=1&timeout_ms=1000");
+  const std::string value = Stamped(100'000, 1);
+  const auto from = Block(value);
+  PutOptions prefer;
+  prefer.prefer = "gpu";
+  ASSERT_TRUE(Put("k", from->data(), value.size(), prefer).ok());
+  device().Pause();
+  bool found = false;
+  for (uint64_t calls = 0; !found && calls < 100; ++calls) {
+    const uint64_t before = Launches();
+    device().FailCallAfter(calls);
+    const KeyResult put = Put("late", from->data(), value.size(), prefer);
+    device().FailCallAfter(UINT32_MAX);
+    ASSERT_FALSE(put.ok());
+    found = Launches() > before;
+    // Where nothing was taken, nothing is under way.
+    EXPECT_EQ(put.code == Code::kTimeout, found) << put.message;
+  }
+  ASSERT_TRUE(found);
+  const int aborts = server->Heard("KV.ABORT");
+  EXPECT_EQ(server->Heard("done"), 0);
+  ASSERT_TRUE(client->Set("host", "value").ok());
+  EXPECT_EQ(server->Heard("KV.ABORT"), aborts);
+  EXPECT_EQ(server->Heard("done"), 0);
+  device().Resume();
+  EXPECT_TRUE(Eventually([&] { return server->Heard("done") == 1; }));
   EXPECT_FALSE(server->Committed("late"));
 }
 

@@ -54,9 +54,10 @@ class LiveServer {
   using Settings = std::initializer_list<std::pair<const char*, const char*>>;
 
   // `ssd_env`: the file system of the SSD tier; nullptr: the real one.  `gpus`: in place of the
-  // machine's, if there are any.
+  // machine's, if there are any.  `peer_process`: Server::set_peer_process().
   explicit LiveServer(Settings settings = {}, int port = 0, rocksdb::Env* ssd_env = nullptr,
-                      std::vector<gpu::Device*> gpus = {})
+                      std::vector<gpu::Device*> gpus = {},
+                      std::function<Result<UniqueFd>(int)> peer_process = nullptr)
       : port_(port != 0 ? port : FreePort()) {
     server::SetLogLevel(server::LogLevel::kWarning);
     Set("port", std::to_string(port_).c_str());
@@ -71,6 +72,7 @@ class LiveServer {
       server_ = std::make_unique<server::Server>(config_);
       server_->set_ssd_env(ssd_env);
       server_->set_gpus(gpus);
+      server_->set_peer_process(peer_process);
       const Status started = server_->Start();
       // Somebody else's by now: other tests run beside these.
       if (port == 0 && tries < 10 && !started &&

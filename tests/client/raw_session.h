@@ -28,10 +28,12 @@ using protocol::AttachMessage;
 class RawSession {
  public:
   // `hello_words`: KV.HELLO's arguments behind the version.
-  explicit RawSession(LiveServer& server, std::vector<std::string_view> hello_words = {}) {
+  explicit RawSession(LiveServer& server, std::vector<std::string_view> hello_words = {})
+      : RawSession(server.Url(), std::move(hello_words)) {}
+  explicit RawSession(const std::string& url, std::vector<std::string_view> hello_words = {}) {
     Endpoint endpoint;
     Options options;
-    EXPECT_TRUE(ParseUrl(server.Url(), &endpoint, &options).ok());
+    EXPECT_TRUE(ParseUrl(url, &endpoint, &options).ok());
     EXPECT_TRUE(stream_.Connect(endpoint, options)) << stream_.failure().message;
     // version node epoch host session tenant limits transports regions, as lines of text.
     hello_words.insert(hello_words.begin(), {"KV.HELLO", "1"});
@@ -114,6 +116,22 @@ class RawSession {
     EXPECT_TRUE(protocol::SendAttachMessage(fd_.get(), mapped));
     auto answer = ReceiveAnswer(region);
     return answer && answer->message.type == AttachMessage::kSealed;
+  }
+  // That none of its copies writes into memory of devices any more.
+  void SayDone() { SayDone(fd_.get()); }
+  static void SayDone(int socket) {
+    AttachMessage done;
+    done.type = AttachMessage::kDone;
+    EXPECT_TRUE(protocol::SendAttachMessage(socket, done));
+  }
+  // Waits until the server ends its side of the attach socket.
+  void AwaitEnd() {
+    for (;;) {
+      const auto received = protocol::ReceiveAttachMessage(fd_.get());
+      if (received) continue;
+      EXPECT_EQ(received.error().code, ErrorCode::kUnavailable) << received.error().message;
+      return;
+    }
   }
   // Waits until the server says that the region goes; it may have said so already.
   void AwaitGone(uint32_t region) {

@@ -9,7 +9,7 @@ from resp import DEADLINE_S, Connection
 
 # See protocol/attach_wire.h.
 MESSAGE = struct.Struct("=4I2QI2BH32s16s64s")
-MAGIC, VERSION = 0x4c4f504d, 2
+MAGIC, VERSION = 0x4c4f504d, 3
 HELLO, WELCOME, WANT, REGION, MAPPED, SEALED, GONE, UNMAPPED = range(1, 9)
 
 

@@ -1,190 +1,17 @@
 // The server's GPU tier, over the double and over a GPU: what sessions are given, and that everybody
 // else reads the same values.
-#include <gtest/gtest.h>
-#include <spdlog/spdlog.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <filesystem>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "gpu/copy_batch.h"
-#include "tests/client/raw_session.h"
-#include "tests/client/stamped_block.h"
-#include "tests/gpu/device_under_test.h"
+#include "tests/server/gpu_rig.h"
 
 namespace moonpool::client {
 namespace {
-
-constexpr size_t kLength = 200'000;
-
-std::string Stamped(uint64_t key, uint64_t version = 1, size_t length = kLength) {
-  std::string bytes(length, '\0');
-  FillStamped(bytes.data(), bytes.size(), {key, version});
-  return bytes;
-}
-
-std::vector<std::string> Lines(const std::string& text) {
-  std::vector<std::string> lines;
-  for (size_t at = 0; at <= text.size();) {
-    const size_t end = std::min(text.find('\n', at), text.size());
-    lines.push_back(text.substr(at, end - at));
-    at = end + 1;
-  }
-  return lines;
-}
-
-// Two doubles.  Those of another call have the same UUIDs, and know nothing of these.
-std::vector<std::unique_ptr<gpu::HostDevice>> Doubles() {
-  gpu::HostDeviceOptions options;
-  options.devices = 2;
-  options.hidden = true;
-  return gpu::MakeHostDevices(options);
-}
-
-// A client of the raw sort that has a device: what libmoonpool does with one, by hand.
-class GpuSession : public RawSession {
- public:
-  GpuSession(LiveServer& server, gpu::Kind kind,
-             std::vector<std::string_view> hello = {"TRANSPORTS", "2", "shm", "cuda"})
-      : RawSession(server, std::move(hello)) {
-    if (kind == gpu::Kind::kDouble) {
-      doubles_ = Doubles();  // its own, as another process has
-      for (const auto& device : doubles_) devices_.push_back(device.get());
-      return;
-    }
-    std::string why;
-    devices_ = gpu::Gpus(&why)->all();
-  }
-
-  gpu::DeviceRegion* Import(uint32_t id) {
-    auto& region = regions_[id];
-    if (region != nullptr) return region.get();
-    Region wanted = Want(id);
-    message_ = wanted.message;
-    if (wanted.message.tier != protocol::Tier::kGpu) return nullptr;
-    gpu::RegionHandle handle;
-    handle.kind = static_cast<gpu::HandleKind>(wanted.message.handle);
-    handle.device.bytes = wanted.message.device;
-    handle.bytes = wanted.message.bytes;
-    handle.opaque = wanted.message.opaque;
-    for (gpu::Device* const device : devices_) {
-      if (device->info().uuid != handle.device) continue;
-      auto imported = device->Import(handle, wanted.fd.get());
-      EXPECT_TRUE(imported) << imported.error().message;
-      if (imported) region = std::move(*imported);
-    }
-    return region.get();
-  }
-  const AttachMessage& message() const { return message_; }
-
-  void Copy(void* to, const void* from, size_t bytes) {
-    gpu::CopyBatch batch(devices_[0]);
-    batch.Copy(batch.AddKey(nullptr, 0), {to, from, bytes});
-    auto completion = std::move(batch).Submit();
-    ASSERT_TRUE(completion) << completion.error().message;
-    ASSERT_TRUE(completion->Wait());
-  }
-  // KV.ALLOC ... PREFER, a copy to the device, KV.COMMIT.  The device's UUID; empty: it was in DRAM.
-  std::string Put(std::string_view key, const std::string& bytes, std::string_view prefer = "gpu") {
-    const Allocation allocation = Alloc(key, bytes.size(), prefer);
-    gpu::DeviceRegion* const region = Import(allocation.region);
-    EXPECT_NE(region, nullptr);
-    if (region == nullptr) return "";
-    Copy(region->data() + allocation.offset, bytes.data(), bytes.size());
-    EXPECT_EQ(Run({"KV.COMMIT", "1", key, allocation.token, "-"}), "OK");
-    return region->device().ToString();
-  }
-
-  struct Located {
-    uint32_t region = 0;
-    uint64_t offset = 0;
-    uint64_t length = 0;
-    uint32_t slot = 0;
-    uint64_t generation = 0;
-    std::string tier;
-  };
-  Located Locate(std::string_view key) {
-    const auto lines = Lines(Run({"KV.LOCATE", "1", key}));
-    if (lines.size() != 9) return {};
-    return {static_cast<uint32_t>(std::stoul(lines[0])), std::stoull(lines[1]),
-            std::stoull(lines[2]), static_cast<uint32_t>(std::stoul(lines[3])),
-            std::stoull(lines[4]), lines[6]};
-  }
-  // Its bytes, copied out of the device.
-  std::string Pull(const Located& located) {
-    gpu::DeviceRegion* const region = Import(located.region);
-    EXPECT_NE(region, nullptr);
-    if (region == nullptr) return "";
-    std::string bytes(located.length, '\0');
-    Copy(bytes.data(), region->data() + located.offset, bytes.size());
-    return bytes;
-  }
-  uint64_t Generation(uint32_t slot) {
-    uint64_t generation = 0;
-    EXPECT_EQ(pread(generations(), &generation, sizeof(generation),
-                    static_cast<off_t>(slot * sizeof(generation))),
-              static_cast<ssize_t>(sizeof(generation)));
-    return generation;
-  }
-  void Forget() { regions_.clear(); }
-
- private:
-  std::vector<std::unique_ptr<gpu::HostDevice>> doubles_;
-  std::vector<gpu::Device*> devices_;
-  std::map<uint32_t, std::unique_ptr<gpu::DeviceRegion>> regions_;
-  AttachMessage message_;
-};
-
-class GpuServerTest : public testing::TestWithParam<gpu::Kind> {
- protected:
-  GpuServerTest() {
-    // The thread sanitizer does not see into its library: no thread is to be the first that logs.
-    spdlog::default_logger();
-  }
-  // False: there are not so many devices here.
-  bool HasDevices(size_t count) {
-    if (GetParam() == gpu::Kind::kDouble) {
-      if (doubles_.empty()) doubles_ = Doubles();
-      for (size_t i = devices_.size(); i < count; ++i) devices_.push_back(doubles_[i].get());
-      return true;
-    }
-    std::string why;
-    gpu::CudaDevices* const gpus = gpu::Gpus(&why);
-    if (gpus == nullptr || gpus->all().size() < count) return false;
-    devices_.assign(gpus->all().begin(), gpus->all().begin() + static_cast<ptrdiff_t>(count));
-    return true;
-  }
-  void Start(LiveServer::Settings settings = {{"gpu-memory", "64mb"}}) {
-    server_ = std::make_unique<LiveServer>(settings, 0, nullptr, devices_);
-  }
-  gpu::Kind kind() const { return GetParam(); }
-  std::string Uuid(size_t i = 0) { return devices_[i]->info().uuid.ToString(); }
-  std::string TierOf(RawSession& session, std::string_view key) {
-    const auto lines = Lines(session.Run({"KV.INFO", key}));
-    const auto at = std::find(lines.begin(), lines.end(), "tier");
-    return at == lines.end() ? "" : *(at + 1);
-  }
-  std::string Info(RawSession& session, const std::string& row, const char* section = "tiers") {
-    const std::string info = session.Run({"INFO", section});
-    const size_t at = info.find(row + ":");
-    EXPECT_NE(at, std::string::npos) << row << " in " << info;
-    if (at == std::string::npos) return "";
-    const size_t start = at + row.size() + 1;
-    return info.substr(start, info.find('\r', start) - start);
-  }
-
-  std::vector<std::unique_ptr<gpu::HostDevice>> doubles_;
-  std::vector<gpu::Device*> devices_;
-  std::unique_ptr<LiveServer> server_;
-};
-
-#define NEED_DEVICES(count) \
-  if (!HasDevices(count)) GTEST_SKIP() << "there are not " << (count) << " GPUs here"
 
 TEST_P(GpuServerTest, WhatIsWrittenThereIsPulledFromThereAndServedToAll) {
   NEED_DEVICES(1);
@@ -395,15 +222,15 @@ TEST_P(GpuServerTest, ValuesMoveThereWhenAskedTo) {
 TEST_P(GpuServerTest, ASessionThatEndsLeavesNothing) {
   NEED_DEVICES(1);
   Start();
-  const auto used = [&] { return server_->tenant().gpu_budget(0).used_bytes(); };
   {
     GpuSession session(*server_, kind());
     ASSERT_TRUE(session.Attach());
     session.Put("key", Stamped(7));
     session.Alloc("never", kLength, "gpu");
     EXPECT_GT(used(), 2 * kLength);
+    session.SayDone();
   }
-  // What was reserved comes back, if not at once; what was committed stays, and its region as well.
+  // What was reserved comes back; what was committed stays, and its region as well.
   EXPECT_TRUE(Eventually([&] { return used() < 2 * kLength; }));
   GpuSession session(*server_, kind());
   ASSERT_TRUE(session.Attach());
@@ -411,10 +238,9 @@ TEST_P(GpuServerTest, ASessionThatEndsLeavesNothing) {
 }
 
 // A client that lives may write to what it reserved however late: nobody else gets it.
-TEST_P(GpuServerTest, WhatTimedOutIsFreeWhenItsSessionEnds) {
+TEST_P(GpuServerTest, WhatTimedOutIsFreeWhenItsClientIsDone) {
   NEED_DEVICES(1);
   Start({{"gpu-memory", "64mb"}, {"reservation-timeout", "1"}, {"session-max-reservations", "8"}});
-  const auto used = [&] { return server_->tenant().gpu_budget(0).used_bytes(); };
   RawSession watch(*server_);
   const auto timed_out = [&](int count) {
     return Eventually(
@@ -447,6 +273,7 @@ TEST_P(GpuServerTest, WhatTimedOutIsFreeWhenItsSessionEnds) {
     const std::string full = session.Run({"KV.ALLOC", "1", "x", "200000"});
     EXPECT_NE(full.find("session-max-reservations"), std::string::npos) << full;
     EXPECT_TRUE(session.Run({"KV.COMMIT", "1", "a", there.token, "-"}).starts_with("ERR no such"));
+    session.SayDone();
   }
   EXPECT_TRUE(Eventually([&] { return used() == 0; }));
   EXPECT_TRUE(Eventually([&] { return server_->tenant().budget().extent_bytes() == 0; }));
@@ -456,7 +283,6 @@ TEST_P(GpuServerTest, WhatTimedOutIsFreeWhenItsSessionEnds) {
 TEST_P(GpuServerTest, ACommitThatFindsTheKeyGivesTheMemoryBackAtOnce) {
   NEED_DEVICES(1);
   Start();
-  const auto used = [&] { return server_->tenant().gpu_budget(0).used_bytes(); };
   GpuSession session(*server_, kind());
   ASSERT_TRUE(session.Attach());
   ASSERT_EQ(session.Put("key", Stamped(7)), Uuid());
@@ -521,8 +347,9 @@ TEST_P(GpuServerTest, WhileADeviceMakesARegionOnlyWhoWantsToWriteThereWaits) {
   EXPECT_EQ(second.Put("second", Stamped(2), "gpu:" + Uuid(1)), Uuid(1));
   EXPECT_EQ(second.Put("any", Stamped(3), "gpu"), Uuid(1));
   EXPECT_EQ(doubles_[0]->allocations_held(), 1);
-  EXPECT_EQ(server_->tenant().gpu_budget(0).used_bytes(), 0u);
+  EXPECT_EQ(used(), 0u);
   // One whose client has gone by then: its end is seen when its command has run.
+  const UniqueFd socket_of_leaver(dup(leaver->attach_fd()));
   leaver.reset();
   doubles_[0]->HoldAllocations(false);
   const auto reply = Lines(session.Receive());
@@ -538,8 +365,10 @@ TEST_P(GpuServerTest, WhileADeviceMakesARegionOnlyWhoWantsToWriteThereWaits) {
   EXPECT_TRUE(Eventually([&] { return server_->server().Sessions().size() == 3; }));
   EXPECT_EQ(session.Run({"KV.ABORT", "2", "d", reply[0], "key", reply[4]}), "1\n1");
   EXPECT_EQ(session.Put("key", Stamped(4), there), Uuid(0));
-  EXPECT_TRUE(Eventually([&] { return server_->tenant().gpu_budget(0).used_bytes() < 2 * kLength; }))
-      << "nothing is left of who went";
+  EXPECT_TRUE(Eventually([&] { return late_bytes() > 0; }));
+  RawSession::SayDone(socket_of_leaver.get());
+  EXPECT_TRUE(Eventually([&] { return late_bytes() == 0; }));
+  EXPECT_LT(used(), 2 * kLength) << "something is left of who went";
 }
 
 TEST_P(GpuServerTest, WhoWaitedForARegionThatIsRefusedGetsDram) {

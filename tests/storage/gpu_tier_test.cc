@@ -536,16 +536,22 @@ TEST_F(GpuTierTest, TheGenerationChangesBeforeAnExtentIsWrittenAnew) {
 }
 
 // What a client reserved and did not commit, a copy of its may be on the way to.
-TEST_F(GpuTierTest, AReservationGivenUpIsNotReusedAtOnce) {
+TEST_F(GpuTierTest, AReservationGivenUpIsNotReusedBeforeItsWriterIsGone) {
   t_.UseGpu(8 * kMiB);
   t_.tenant_options.policy = MaxmemoryPolicy::kNoEviction;
   t_.Open();
+  ExtentPool& pool = t_.tenant->pool();
   auto given_up = t_.Reserve(kLength, Tier::kGpu);
   ASSERT_TRUE(given_up);
   const Extent extent = given_up->extent();
   ASSERT_NE(extent.region->device(), nullptr);
+  EXPECT_FALSE(pool.HasLateWrites(TieredTenant::kGpuWriter));
   given_up->Abort();
+  EXPECT_TRUE(pool.HasLateWrites(TieredTenant::kGpuWriter));
+  EXPECT_EQ(pool.late_bytes(), ExtentAllocator::RoundUp(kLength));
+  EXPECT_EQ(gpu_bytes(), pool.late_bytes());
   t_.tenant->Maintain(UnixNowMs());
+  pool.WriterGone(TieredTenant::kGpuWriter + 1);
   const auto overlaps = [&](const Extent& other) {
     return other.region == extent.region && other.offset < extent.offset + extent.length &&
            extent.offset < other.offset + other.length;
@@ -558,14 +564,44 @@ TEST_F(GpuTierTest, AReservationGivenUpIsNotReusedAtOnce) {
     EXPECT_FALSE(overlaps(handle->extent()));
     taken.push_back(std::move(*handle));
   }
-  // But later.
-  EXPECT_TRUE(Eventually([&] {
-    t_.tenant->Maintain(UnixNowMs());
-    auto handle = t_.Reserve(kLength, Tier::kGpu);
-    const bool again = handle && overlaps(handle->extent());
-    if (handle && handle->extent().region->device() != nullptr) taken.push_back(std::move(*handle));
-    return again;
-  }));
+  EXPECT_EQ(Generation(extent.slot), extent.generation);
+  // Then it is, as another version.
+  pool.WriterGone(TieredTenant::kGpuWriter);
+  EXPECT_FALSE(pool.HasLateWrites(TieredTenant::kGpuWriter));
+  EXPECT_EQ(pool.late_bytes(), 0u);
+  EXPECT_NE(Generation(extent.slot), extent.generation);
+  auto again = t_.Reserve(kLength, Tier::kGpu);
+  ASSERT_TRUE(again);
+  EXPECT_TRUE(overlaps(again->extent()));
+  // At once, of a writer that is done with this one.
+  for (WriteHandle& handle : taken) handle.WriterDone();
+  taken.clear();
+  again->WriterDone();
+  again->Abort();
+  EXPECT_EQ(pool.late_bytes(), 0u);
+  EXPECT_EQ(gpu_bytes(), 0u);
+}
+
+// Moves of the server's own are over when it gives up their extents.
+TEST_F(GpuTierTest, WhatTheServerGaveUpIsFreeAtOnce) {
+  t_.UseGpu(8 * kMiB);
+  t_.Open();
+  t_.Set("key", 7, 1);
+  gpu().FailNext(1);
+  Promote("key");
+  EXPECT_EQ(stats().failed, 1u);
+  EXPECT_EQ(gpu_bytes(), 0u);
+}
+
+TEST_F(GpuTierTest, AnEndWaitsForNoWriter) {
+  t_.UseGpu(8 * kMiB);
+  t_.Open();
+  auto handle = t_.Reserve(kLength, Tier::kGpu);
+  ASSERT_TRUE(handle);
+  ASSERT_NE(handle->extent().region->device(), nullptr);
+  handle->Abort();
+  t_.tenant.reset();
+  EXPECT_EQ(gpu().allocated(), 0u);
 }
 
 // A session asks its own tenant's pool alone, and no region is of two.
