@@ -281,8 +281,9 @@ void Server::Stop() {
   loops_.clear();
   attach_server_.reset();
   listener_.reset();
-  rdma_.reset();
+  // A device's thread may be exporting a region yet.
   AwaitGpus();
+  rdma_.reset();
   tenants_.clear();
   gpus_.reset();
 }

@@ -65,6 +65,10 @@ class Session {
   bool rdma() const { return rdma_; }
   // The GPUs whose memory it can map now.
   storage::DeviceSet devices() const { return attached() ? devices_ : 0; }
+  // Its client's NICs read memory of GPUs that ours show.  Who is attached takes what it maps.
+  bool reaches_by_nics() const {
+    return rdma_ && !attached() && info_->queue_pairs.load(std::memory_order_relaxed) > 0;
+  }
   // The one-time token for the attach socket.
   protocol::AttachToken NewAttachToken();
 
