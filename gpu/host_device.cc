@@ -23,6 +23,34 @@ namespace {
 
 constexpr uint64_t kStagedBytes = 4096;
 
+// Where calls wait while a test wants them to.
+class Gate {
+ public:
+  void Pass() EXCLUDES(mu_) {
+    MutexLock lock(mu_);
+    ++held_;
+    while (hold_) changed_.Wait(mu_);
+    --held_;
+  }
+  void Hold(bool hold) EXCLUDES(mu_) {
+    {
+      MutexLock lock(mu_);
+      hold_ = hold;
+    }
+    changed_.NotifyAll();
+  }
+  int held() const EXCLUDES(mu_) {
+    MutexLock lock(mu_);
+    return held_;
+  }
+
+ private:
+  mutable Mutex mu_;
+  CondVar changed_;
+  bool hold_ GUARDED_BY(mu_) = false;
+  int held_ GUARDED_BY(mu_) = 0;
+};
+
 class HostDouble : public HostDevice {
  public:
   HostDouble(WorldPtr world, int index) : world_(std::move(world)), index_(index) {
@@ -49,12 +77,7 @@ class HostDouble : public HostDevice {
   }
 
   Result<std::unique_ptr<DeviceRegion>> Allocate(uint64_t bytes, HandleKind kind) override {
-    {
-      MutexLock lock(hold_mu_);
-      ++held_;
-      while (hold_) hold_changed_.Wait(hold_mu_);
-      --held_;
-    }
+    allocations_.Pass();
     if (Status status = Call(); !status) return tl::unexpected(status.error());
     if (bytes == 0) return Fail(ErrorCode::kInvalidArgument, "a region of no bytes");
     const uint64_t granularity = world_->options.granularity;
@@ -122,6 +145,7 @@ class HostDouble : public HostDevice {
   }
 
   Result<Dmabuf> ExportDmabuf(const void* data, uint64_t bytes) override {
+    dmabufs_.Pass();
     if (Status status = Call(); !status) return tl::unexpected(status.error());
     const HostMemory::Range range = world_->memory.Find(data, bytes);
     if (!info_.dmabuf || range.end == 0 || range.device != index_ || range.fd < 0) {
@@ -255,17 +279,10 @@ class HostDouble : public HostDevice {
   void Resume() override { world_->streams.Resume(index_); }
   bool still() const override { return world_->streams.still(index_); }
   void LoseAfter(uint64_t steps) override { world_->streams.LoseAfter(index_, steps); }
-  void HoldAllocations(bool hold) override {
-    {
-      MutexLock lock(hold_mu_);
-      hold_ = hold;
-    }
-    hold_changed_.NotifyAll();
-  }
-  int allocations_held() const override {
-    MutexLock lock(hold_mu_);
-    return held_;
-  }
+  void HoldAllocations(bool hold) override { allocations_.Hold(hold); }
+  int allocations_held() const override { return allocations_.held(); }
+  void HoldDmabufs(bool hold) override { dmabufs_.Hold(hold); }
+  int dmabufs_held() const override { return dmabufs_.held(); }
   void FailCallAfter(uint64_t calls) override { fail_call_ = static_cast<int64_t>(calls); }
 
  private:
@@ -382,10 +399,8 @@ class HostDouble : public HostDevice {
   const int index_;
   DeviceInfo info_;
   void* default_stream_ = nullptr;
-  mutable Mutex hold_mu_;
-  CondVar hold_changed_;
-  bool hold_ GUARDED_BY(hold_mu_) = false;
-  int held_ GUARDED_BY(hold_mu_) = 0;
+  Gate allocations_;
+  Gate dmabufs_;
   std::atomic<int64_t> fail_call_{-1};
   std::atomic<uint64_t> counts_one_{0}, counts_many_{0}, counts_pieces_{0}, counts_pages_{0},
       counts_host_{0}, counts_checks_{0}, counts_checks_behind_{0}, counts_staged_{0},

@@ -59,6 +59,9 @@ class HostDevice : public Device {
   // Allocate() does not return until this is taken back; how many do not now.
   virtual void HoldAllocations(bool hold) = 0;
   virtual int allocations_held() const = 0;
+  // Likewise ExportDmabuf().
+  virtual void HoldDmabufs(bool hold) = 0;
+  virtual int dmabufs_held() const = 0;
   // The next call that allocates, exports, flushes or puts work into a stream, after so many more,
   // fails.
   virtual void FailCallAfter(uint64_t calls) = 0;

@@ -1,12 +1,14 @@
-// Makes a tenant's regions readable through RDMA.
+// Makes a tenant's regions readable through RDMA: those in host memory, and those on devices by
+// their dma-buf, if every NIC takes that.
 //
-// Threads: Export and Withdraw one at a time; memory() any.
+// Threads: any; mu_ is a leaf lock, and nothing is registered under it.
 // Lifetime: the service must outlive it, and the pool's generation table too.
 #pragma once
 
 #include <memory>
 #include <unordered_map>
 
+#include "protocol/mutex.h"
 #include "rdma/service.h"
 #include "rdma/tenant_memory.h"
 #include "storage/exporter.h"
@@ -26,15 +28,20 @@ class RdmaExporter : public storage::Exporter {
   // What sessions of the tenant are begun with.
   const std::shared_ptr<TenantMemory>& memory() const { return memory_; }
 
-  Status Export(const std::shared_ptr<storage::Region>& region) override;
-  void Withdraw(uint32_t region) override;
+  Status Export(const std::shared_ptr<storage::Region>& region) override EXCLUDES(mu_);
+  void Withdraw(uint32_t region) override EXCLUDES(mu_);
 
  private:
   explicit RdmaExporter(Service& service) : service_(service) {}
+  Status Register(storage::Region& region) EXCLUDES(mu_);
+  Status RegisterOnDevice(storage::Region& region) EXCLUDES(mu_);
 
   Service& service_;
   std::shared_ptr<TenantMemory> memory_;
-  std::unordered_map<uint32_t, std::shared_ptr<storage::Region>> exported_;
+  Mutex mu_;
+  std::unordered_map<uint32_t, std::shared_ptr<storage::Region>> exported_ GUARDED_BY(mu_);
+  // Why a NIC takes no memory of that device: none is asked again.
+  std::unordered_map<const storage::DeviceMemory*, Error> refused_ GUARDED_BY(mu_);
 };
 
 }  // namespace moonpool::rdma

@@ -34,7 +34,7 @@ Result<std::unique_ptr<Registration>> Registration::Create(
     const Domains& domains, char* data, uint64_t bytes, uint32_t access, uint64_t slice_bytes,
     const std::function<void(const std::string&)>& refused) {
   std::unique_ptr<Registration> result(new Registration(data, bytes, slice_bytes, nullptr));
-  if (Status status = result->Fill(domains, nullptr, access, refused); !status) {
+  if (Status status = result->Fill(domains, nullptr, access, refused, Needs::kAnyNic); !status) {
     return tl::unexpected<Error>(std::move(status.error()));
   }
   return result;
@@ -42,21 +42,24 @@ Result<std::unique_ptr<Registration>> Registration::Create(
 
 Result<std::unique_ptr<Registration>> Registration::CreatePeer(
     std::shared_ptr<PeerMemory> peer, const Domains& domains, char* data, uint64_t bytes,
-    uint32_t access, uint64_t slice_bytes, const std::function<void(const std::string&)>& refused) {
-  bool any = false;
-  for (size_t d = 0; d < domains.size(); ++d) any |= !peer->refused(d);
-  if (!any) return Fail(ErrorCode::kUnavailable, "no NIC reaches memory of that device");
+    uint32_t access, uint64_t slice_bytes, const std::function<void(const std::string&)>& refused,
+    Needs needs) {
+  size_t takers = 0;
+  for (size_t d = 0; d < domains.size(); ++d) takers += peer->refused(d) ? 0 : 1;
+  if (takers < (needs == Needs::kEveryNic ? domains.size() : 1)) {
+    return Fail(ErrorCode::kUnavailable, "no NIC reaches memory of that device");
+  }
   const Result<PeerMemory::File> file = peer->Export(data, bytes);
   if (!file) return tl::unexpected<Error>(file.error());
   std::unique_ptr<Registration> result(new Registration(data, bytes, slice_bytes, std::move(peer)));
-  if (Status status = result->Fill(domains, &*file, access, refused); !status) {
+  if (Status status = result->Fill(domains, &*file, access, refused, needs); !status) {
     return tl::unexpected<Error>(std::move(status.error()));
   }
   return result;
 }
 
 Status Registration::Fill(const Domains& domains, const PeerMemory::File* file, uint32_t access,
-                          const std::function<void(const std::string&)>& refused) {
+                          const std::function<void(const std::string&)>& refused, Needs needs) {
   size_t good_devices = 0;
   Error last{ErrorCode::kUnavailable, "there is no device to register memory on"};
   for (size_t d = 0; d < domains.size(); ++d) {
@@ -86,6 +89,7 @@ Status Registration::Fill(const Domains& domains, const PeerMemory::File* file, 
     registered_.resize(before);
     for (SliceKeys& keys : keys_) keys.on[d].valid = false;
     if (refused) refused(last.message);
+    if (needs == Needs::kEveryNic) return tl::unexpected<Error>(std::move(last));
   }
   if (good_devices == 0) return tl::unexpected<Error>(std::move(last));
   return {};

@@ -62,6 +62,7 @@ class PeerMemory {
   bool refused(size_t nic) const {
     return (refused_.load(std::memory_order_relaxed) >> nic & 1) != 0;
   }
+  bool any_refused() const { return refused_.load(std::memory_order_relaxed) != 0; }
   void Refuse(size_t nic) { refused_.fetch_or(1u << nic, std::memory_order_relaxed); }
 
  private:
@@ -88,11 +89,12 @@ class Registration {
       uint64_t slice_bytes = kDefaultSliceBytes,
       const std::function<void(const std::string&)>& refused = {});
 
-  // The same for memory of a device, on the NICs that take it.
+  // The same for memory of a device, on the NICs that take it, or only if all do.
+  enum class Needs : uint8_t { kAnyNic, kEveryNic };
   static Result<std::unique_ptr<Registration>> CreatePeer(
       std::shared_ptr<PeerMemory> peer, const Domains& domains, char* data, uint64_t bytes,
       uint32_t access, uint64_t slice_bytes = kDefaultSliceBytes,
-      const std::function<void(const std::string&)>& refused = {});
+      const std::function<void(const std::string&)>& refused = {}, Needs needs = Needs::kAnyNic);
 
   char* data() const { return data_; }
   uint64_t bytes() const { return bytes_; }
@@ -112,7 +114,7 @@ class Registration {
   Registration(char* data, uint64_t bytes, uint64_t slice_bytes, std::shared_ptr<PeerMemory> peer);
   // `file`: of the peer's, or null.
   Status Fill(const Domains& domains, const PeerMemory::File* file, uint32_t access,
-              const std::function<void(const std::string&)>& refused);
+              const std::function<void(const std::string&)>& refused, Needs needs);
 
   const std::shared_ptr<PeerMemory> peer_;
   char* const data_;

@@ -63,10 +63,12 @@ struct BufferTransfer {
   uint64_t session = 0;
   uint32_t buffer = 0;
   uint64_t offset = 0;   // in the buffer
-  uint32_t region = 0;   // of the pool; one that is not registered (0 is none) takes a copy more
+  uint32_t region = 0;   // of the pool; one that is not registered (0 is none) takes a copy more,
+                        // and one of a device is not moved
   char* data = nullptr;  // in that region, if there is one
   uint64_t length = 0;
   Transfer::Direction direction = Transfer::Direction::kRead;  // kRead: into the pool
+  bool on_device = false;  // PeerMemory: `data` is not for the processor
 };
 
 class Service {

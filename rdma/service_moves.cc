@@ -32,6 +32,10 @@ void Service::StartMove(const std::vector<BufferTransfer>& batch, Done done) {
     const BufferTransfer& what = batch[i];
     auto [keys, fresh] = moving.keys.emplace(what.region, nullptr);
     if (fresh && !copies) keys->second = session->memory->Keys(what.region);
+    if (what.on_device && keys->second == nullptr) {
+      return moving.done(std::vector<Outcome>(batch.size(), Outcome::kNotThere),
+                         "memory of the device is not registered");
+    }
     AddPieces(what, keys->second.get(), &moving.pieces[i]);
     items[i].remote = what.buffer;
     items[i].offset = what.offset;

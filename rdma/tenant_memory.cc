@@ -2,6 +2,15 @@
 
 namespace moonpool::rdma {
 
+namespace {
+
+// Never writable from outside.
+uint32_t AccessTo(bool writable) {
+  return kRemoteRead | (writable ? kLocalWrite : kLocalRead);
+}
+
+}  // namespace
+
 Result<std::shared_ptr<TenantMemory>> TenantMemory::Create(
     const NicSet& nics, char* generations, uint64_t generations_bytes, uint64_t slice_bytes,
     std::function<void(const std::string&)> refused) {
@@ -20,9 +29,18 @@ Result<std::shared_ptr<TenantMemory>> TenantMemory::Create(
 }
 
 Status TenantMemory::Add(uint32_t region, char* data, uint64_t bytes, bool writable) {
-  auto made = Registration::Create(*domains_, data, bytes,
-                                   kRemoteRead | (writable ? kLocalWrite : kLocalRead),
-                                   slice_bytes_, refused_);
+  return Show(region, Registration::Create(*domains_, data, bytes, AccessTo(writable), slice_bytes_,
+                                           refused_));
+}
+
+Status TenantMemory::AddPeer(uint32_t region, std::shared_ptr<PeerMemory> peer, char* data,
+                             uint64_t bytes, bool writable) {
+  return Show(region,
+              Registration::CreatePeer(std::move(peer), *domains_, data, bytes, AccessTo(writable),
+                                       slice_bytes_, {}, Registration::Needs::kEveryNic));
+}
+
+Status TenantMemory::Show(uint32_t region, Result<std::unique_ptr<Registration>> made) {
   if (!made) return tl::unexpected<Error>(std::move(made.error()));
   MutexLock lock(mu_);
   regions_[region] = {std::move(*made), false};

@@ -33,6 +33,10 @@ class TenantMemory {
   // there that would take remote write access).  Blocks: the memory is pinned, and faulted in where
   // it was not.
   Status Add(uint32_t region, char* data, uint64_t bytes, bool writable) EXCLUDES(mu_);
+  // The same for memory of a device: every NIC takes it, or it is not shown, so that
+  // every lane reads it.
+  Status AddPeer(uint32_t region, std::shared_ptr<PeerMemory> peer, char* data, uint64_t bytes,
+                 bool writable) EXCLUDES(mu_);
   // Nobody is told of the region from now on; it is still registered.
   void Hide(uint32_t region) EXCLUDES(mu_);
   // Deregisters: READs of it fail.
@@ -60,6 +64,7 @@ class TenantMemory {
                                       size_t device);
 
   TenantMemory() = default;
+  Status Show(uint32_t region, Result<std::unique_ptr<Registration>> made) EXCLUDES(mu_);
 
   std::unique_ptr<Domains> domains_;
   uint64_t slice_bytes_ = kDefaultSliceBytes;

@@ -291,10 +291,13 @@ struct Context {
   bool WaitsFor(const storage::Entry* entry, uint64_t hash);
   // The large value of `entry`, which may be null, if its bytes are in memory for this command.
   storage::BulkValue* BulkOf(const storage::Entry* entry) const;
-  // Likewise, or on a device that this connection's client reaches.
+  // Likewise, or on a device that this connection's client reaches: maps, or reads over RDMA.
   storage::BulkValue* ReachableOf(const storage::Entry* entry) const;
-  // The devices that it reaches.
+  // Likewise, or on a device that our NICs read.
+  storage::BulkValue* MovableOf(const storage::Entry* entry) const;
+  // The devices that it maps, and may write to.
   storage::DeviceSet reach() const;
+  bool ReachesByNics() const;
 };
 
 }  // namespace moonpool::server

@@ -33,7 +33,8 @@ DeviceHandleKind KindOf(gpu::HandleKind kind) {
 
 class GpuRange : public storage::DeviceMemory::Range {
  public:
-  explicit GpuRange(std::unique_ptr<gpu::DeviceRegion> region) : region_(std::move(region)) {}
+  GpuRange(gpu::Device* device, std::unique_ptr<gpu::DeviceRegion> region)
+      : device_(*device), region_(std::move(region)) {}
 
   char* data() const override { return region_->data(); }
   uint64_t bytes() const override { return region_->bytes(); }
@@ -46,8 +47,17 @@ class GpuRange : public storage::DeviceMemory::Range {
     handle.fd = std::move(exported->fd);
     return handle;
   }
+  Result<storage::DeviceMemory::Dmabuf> ExportDmabuf() const override {
+    if (!device_.info().dmabuf) {
+      return Fail(ErrorCode::kUnavailable, "the GPU, or its driver, has no dma-buf");
+    }
+    auto exported = device_.ExportDmabuf(region_->data(), region_->bytes());
+    if (!exported) return tl::unexpected<Error>(std::move(exported.error()));
+    return storage::DeviceMemory::Dmabuf{std::move(exported->fd), exported->offset};
+  }
 
  private:
+  gpu::Device& device_;
   const std::unique_ptr<gpu::DeviceRegion> region_;
 };
 
@@ -68,7 +78,7 @@ class GpuMemory : public storage::DeviceMemory {
           region.error().message);
       return tl::unexpected<Error>(std::move(region.error()));
     }
-    return std::make_unique<GpuRange>(std::move(*region));
+    return std::make_unique<GpuRange>(&device_, std::move(*region));
   }
 
   Status Copy(char* to, const char* from, uint64_t bytes) override {

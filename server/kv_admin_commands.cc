@@ -174,7 +174,8 @@ void KvRegions(Context& c) {
     Text(r, "reason", c.server.gpu_off());
   }
   for (const storage::RegionInfo& region : regions) {
-    r.Map(region.device.empty() ? 9 : 10);
+    const bool told = c.server.rdma() != nullptr;
+    r.Map((region.device.empty() ? 9 : 10) + (told ? 1 : 0));
     Number(r, "region", region.id);
     Text(r, "kind", region.kind == storage::Region::Kind::kShared ? "shared" : "arena");
     Text(r, "tier", protocol::TierName(region.tier));
@@ -185,6 +186,12 @@ void KvRegions(Context& c) {
     Number(r, "extent-bytes", region.extent_bytes);
     Number(r, "extents", region.extents);
     if (!region.device.empty()) Text(r, "device", region.device);
+    if (told) {
+      Text(r, "rdma",
+           region.exported               ? "registered"
+           : region.export_error.empty() ? "not yet"
+                                         : region.export_error);
+    }
   }
 }
 

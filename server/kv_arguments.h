@@ -24,10 +24,11 @@ std::optional<size_t> KeyCount(Context& context, size_t step);
 
 // Hashes the keys, `step` arguments apart, and fetches what they lead to into the processor's cache.
 std::vector<uint64_t> HashAndPrefetch(Context& context, size_t count, size_t step);
-// With an SSD tier or a GPU tier: pins the large values, before anything is leased or counted.  False:
-// some must come to memory first.  `reachable`: what is on a device that the client reaches may stay
-// there.
-bool PinAll(Context& context, const std::vector<uint64_t>& hashes, size_t step, bool reachable,
+// With an SSD tier or a GPU tier: pins the large values, before anything is leased or counted.
+// False: some must come to memory first.  `usable`: the value of an entry that need not, null of
+// others.
+using Usable = storage::BulkValue* (Context::*)(const storage::Entry* entry) const;
+bool PinAll(Context& context, const std::vector<uint64_t>& hashes, size_t step, Usable usable,
             std::vector<storage::ValueRef>* pinned);
 inline bool PinsAll(const Context& context) {
   return context.tenant.ssd() != nullptr || context.tenant.gpu() != nullptr;

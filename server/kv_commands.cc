@@ -51,12 +51,12 @@ std::vector<uint64_t> HashAndPrefetch(Context& c, size_t count, size_t step) {
   return hashes;
 }
 
-bool PinAll(Context& c, const std::vector<uint64_t>& hashes, size_t step, bool reachable,
+bool PinAll(Context& c, const std::vector<uint64_t>& hashes, size_t step, Usable usable,
             std::vector<storage::ValueRef>* pinned) {
   for (size_t i = 0; i < hashes.size(); ++i) {
     storage::KeyLock lock(c.keyspace(), c[kFirstKey + i * step], hashes[i], c.now_ms);
     const storage::Entry* entry = lock.key.Read();
-    if (storage::BulkValue* bulk = reachable ? c.ReachableOf(entry) : c.BulkOf(entry)) {
+    if (storage::BulkValue* const bulk = (c.*usable)(entry)) {
       (*pinned)[i] = storage::ValueRef::Share(bulk);
     } else {
       c.WaitsFor(entry, hashes[i]);
@@ -108,7 +108,7 @@ void Locate(Context& c) {
   }
   std::vector<storage::ValueRef> used;
   std::vector<storage::ValueRef> pinned(PinsAll(c) ? *count : 0);
-  if (!pinned.empty() && !PinAll(c, hashes, 1, true, &pinned)) return;
+  if (!pinned.empty() && !PinAll(c, hashes, 1, &Context::ReachableOf, &pinned)) return;
   c.reply.Array(*count);
   uint64_t hits = 0;
   size_t not_inline = 0;

@@ -101,7 +101,8 @@ void MoveAll(Context& c, uint64_t session, Rdma::Way way, std::shared_ptr<Batch>
 void TakeValue(Item* item, storage::ValueRef value) {
   const storage::Extent& extent = value->extent();
   item->move.region = extent.region->id();
-  item->move.data = extent.data();
+  item->move.data = extent.address();
+  item->move.on_device = extent.region->device() != nullptr;
   item->value = std::move(value);
 }
 
@@ -122,13 +123,13 @@ void Find(Context& c, const std::vector<uint64_t>& hashes, std::vector<storage::
     } else {
       KeyLock lock(keyspace, key, hashes[i], c.now_ms);
       const Entry* entry = lock.key.Read();
-      item.found = entry != nullptr && (entry->is_inline() || c.BulkOf(entry) != nullptr);
+      item.found = entry != nullptr && (entry->is_inline() || c.MovableOf(entry) != nullptr);
       keyspace.CountRead(lock.key, item.found ? entry : nullptr);
       if (item.found && entry->is_inline()) {
         item.bytes = entry->value();
         item.move.data = item.bytes.data();
       } else if (item.found) {
-        TakeValue(&item, storage::ValueRef::Share(c.BulkOf(entry)));
+        TakeValue(&item, storage::ValueRef::Share(c.MovableOf(entry)));
       }
     }
     hits += item.found ? 1 : 0;
@@ -156,7 +157,7 @@ void KvRead(Context& c) {
   if (session == nullptr) return;
   const std::vector<uint64_t> hashes = HashAndPrefetch(c, *count, kStep);
   std::vector<storage::ValueRef> pinned(PinsAll(c) ? *count : 0);
-  if (!pinned.empty() && !PinAll(c, hashes, kStep, false, &pinned)) return;
+  if (!pinned.empty() && !PinAll(c, hashes, kStep, &Context::MovableOf, &pinned)) return;
   auto batch = std::make_shared<Batch>();
   for (size_t i = 0; i < *count; ++i) {
     batch->items.push_back(ParsePart(c, kFirstKey + i * kStep));

@@ -3,7 +3,8 @@
 // rdma_service.cc is what it is; rdma_absent.cc stands in its place in a build without RDMA, where
 // Start() fails with that as the reason.  The only place that decides is server/CMakeLists.txt.
 // Threads: Start, Stop and the destructor the main thread; the rest any.
-// Lifetime: the tenants must outlive it; their upkeep must have ended before it goes.
+// Lifetime: the tenants must outlive it; their upkeep must have ended before it goes,
+// which waits for the threads of their devices to be out of it.
 #pragma once
 
 #include <cstdint>
@@ -48,6 +49,7 @@ class Rdma {
     uint32_t region = 0;  // of the pool; 0: other memory
     char* data = nullptr;
     uint64_t length = 0;
+    bool on_device = false;  // in a region of a GPU, which was exported
   };
   enum class Way : uint8_t { kFromClient, kToClient };
   // What became of it: moved, not moved, or that no queue pair of the session was open.

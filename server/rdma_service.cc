@@ -2,9 +2,11 @@
 #include <algorithm>
 #include <atomic>
 #include <unordered_map>
+#include <utility>
 
 #include <spdlog/fmt/fmt.h>
 
+#include "protocol/mutex.h"
 #include "rdma/ibverbs.h"
 #include "rdma/nic_set.h"
 #include "rdma/rdma_exporter.h"
@@ -23,28 +25,47 @@ constexpr uint64_t kStagingBytes = 1 << 20;
 // memory.  Clients that are reading answer within milliseconds; idle ones have no READ under way.
 constexpr int64_t kWithdrawMs = 250;
 
-// Says what could not be registered, which the pool does not: values there are sent over TCP.
+// Says what could not be registered, which the pool does not: values there are sent over TCP, those
+// of a device from a copy in DRAM.
 class LoggedExporter : public storage::Exporter {
  public:
-  LoggedExporter(std::unique_ptr<rdma::RdmaExporter> exporter, std::atomic<uint64_t>* refused)
-      : exporter_(std::move(exporter)), refused_(refused) {}
+  LoggedExporter(std::unique_ptr<rdma::RdmaExporter> exporter, bool devices,
+                 std::atomic<uint64_t>* refused)
+      : exporter_(std::move(exporter)), devices_(devices), refused_(refused) {}
 
   const std::shared_ptr<rdma::TenantMemory>& memory() const { return exporter_->memory(); }
 
   Status Export(const std::shared_ptr<storage::Region>& region) override {
+    const storage::DeviceMemory* const device = region->device();
+    if (device != nullptr && !devices_) {
+      return Fail(ErrorCode::kUnavailable, "gpu-rdma is 'no' in the configuration");
+    }
     Status exported = exporter_->Export(region);
-    if (!exported) {
-      refused_->fetch_add(1, std::memory_order_relaxed);
+    if (exported) return exported;
+    refused_->fetch_add(1, std::memory_order_relaxed);
+    if (device == nullptr) {
       Log(LogLevel::kWarning, "RDMA: region {} cannot be registered, its values go over TCP: {}",
           region->id(), exported.error().message);
+    } else if (IsNew(device, exported.error().message)) {
+      Log(LogLevel::kWarning,
+          "RDMA: memory of GPU {} cannot be registered, its values go through DRAM: {}",
+          device->name(), exported.error().message);
     }
     return exported;
   }
   void Withdraw(uint32_t region) override { exporter_->Withdraw(region); }
 
  private:
+  bool IsNew(const storage::DeviceMemory* device, const std::string& why) EXCLUDES(mu_) {
+    MutexLock lock(mu_);
+    return std::exchange(said_[device], why) != why;
+  }
+
   const std::unique_ptr<rdma::RdmaExporter> exporter_;
+  const bool devices_;
   std::atomic<uint64_t>* const refused_;
+  Mutex mu_;
+  std::unordered_map<const storage::DeviceMemory*, std::string> said_ GUARDED_BY(mu_);
 };
 
 class RdmaService : public Rdma {
@@ -73,8 +94,8 @@ class RdmaService : public Rdma {
           static_cast<uint64_t>(config.number(Key::kRdmaRegistrationMax)),
           [](const std::string& why) { Log(LogLevel::kWarning, "RDMA: not registered: {}", why); });
       if (!exporter) return tl::unexpected<Error>(std::move(exporter.error()));
-      exporters_[tenant.get()] =
-          std::make_unique<LoggedExporter>(std::move(*exporter), &regions_refused_);
+      exporters_[tenant.get()] = std::make_unique<LoggedExporter>(
+          std::move(*exporter), config.text(Key::kGpuRdma) != "no", &regions_refused_);
     }
     // Nothing can fail any more.
     for (const auto& tenant : options.tenants) {
@@ -141,7 +162,8 @@ class RdmaService : public Rdma {
     for (const Move& move : moves) {
       batch.push_back({session, move.buffer, move.offset, move.region, move.data, move.length,
                        way == Way::kFromClient ? rdma::Transfer::Direction::kRead
-                                               : rdma::Transfer::Direction::kWrite});
+                                               : rdma::Transfer::Direction::kWrite,
+                       move.on_device});
     }
     service_->Move(std::move(batch), [done = std::move(done)](std::span<const rdma::Outcome> outcomes,
                                                               const std::string& why) {

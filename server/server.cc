@@ -282,9 +282,10 @@ void Server::Stop() {
   loops_.clear();
   attach_server_.reset();
   listener_.reset();
-  rdma_.reset();
   late_writers_.reset();
+  // A device's thread may be exporting a region yet.
   AwaitGpus();
+  rdma_.reset();
   tenants_.clear();
   gpus_.reset();
 }

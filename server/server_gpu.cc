@@ -65,6 +65,24 @@ void Server::AwaitGpus() {
   }
 }
 
+namespace {
+
+// Whether clients' NICs read memory of device number `number`: yes, or why not.
+std::string RdmaTo(Context& c, size_t number) {
+  if (c.server.rdma() == nullptr) return "no: " + c.server.rdma_off();
+  if (c.server.config().text(Key::kGpuRdma) == "no")
+    return "no: gpu-rdma is 'no' in the configuration";
+  std::string why;
+  for (const storage::RegionInfo& region : c.tenant.pool().Regions()) {
+    if (region.device != c.tenant.gpu()->devices()[number]->name()) continue;
+    if (region.exported) return "yes";
+    if (!region.export_error.empty()) why = region.export_error;
+  }
+  return why.empty() ? "not yet: no region has been registered" : "no: " + why;
+}
+
+}  // namespace
+
 void GpuSection(Context& c, std::string& out) {
   const auto row = [&out](std::string_view name, const auto& value) {
     out += fmt::format("{}:{}\r\n", name, value);
@@ -88,6 +106,7 @@ void GpuSection(Context& c, std::string& out) {
                     NameOf(gpus->devices()[i]->BestHandle()), info.compute_capability / 10,
                     info.compute_capability % 10, info.total_bytes, budget.used_bytes(),
                     c.tenant.gpu_capacity(i), budget.region_bytes()));
+    row(fmt::format("gpu_rdma{}", i), RdmaTo(c, i));
   }
   const LateWriters& late = *c.server.late_writers();
   row("gpu_late_writers", late.size());

@@ -60,10 +60,14 @@ void RdmaSection(Context& c, std::string& out) {
   }
   const std::vector<std::string> left_out = rdma->left_out();
   for (size_t i = 0; i < left_out.size(); ++i) row(fmt::format("rdma_left_out{}", i), left_out[i]);
-  uint64_t regions = 0, bytes = 0, waiting = 0;
+  uint64_t regions = 0, bytes = 0, waiting = 0, gpu_regions = 0, gpu_bytes = 0;
   for (const auto& tenant : c.server.tenants()) {
     for (const storage::RegionInfo& region : tenant->pool().Regions()) {
-      if (!region.device.empty()) continue;  // no NIC reaches those
+      if (!region.device.empty()) {  // NICs need not take those
+        gpu_regions += region.exported ? 1 : 0;
+        gpu_bytes += region.exported ? region.bytes : 0;
+        continue;
+      }
       regions += region.exported ? 1 : 0;
       bytes += region.exported ? region.bytes : 0;
       waiting += region.exported || region.draining ? 0 : 1;
@@ -72,6 +76,8 @@ void RdmaSection(Context& c, std::string& out) {
   row("rdma_registered_regions", regions);
   row("rdma_registered_bytes", bytes);
   row("rdma_unregistered_regions", waiting);
+  row("rdma_registered_gpu_regions", gpu_regions);
+  row("rdma_registered_gpu_bytes", gpu_bytes);
   const Rdma::Counters counters = rdma->counters();
   row("rdma_regions_refused", counters.regions_refused);
   row("rdma_queue_pairs", counters.queue_pairs);

@@ -71,6 +71,10 @@ class Session {
   // Those of them where it may be given extents to write to: none when the end of its client's process
   // would not be seen.
   storage::DeviceSet devices_to_write() const { return peer_ ? devices() : 0; }
+  // Its client's NICs read memory of GPUs that ours show.  Who is attached takes what it maps.
+  bool reaches_by_nics() const {
+    return rdma_ && !attached() && info_->queue_pairs.load(std::memory_order_relaxed) > 0;
+  }
   // The one-time token for the attach socket.
   protocol::AttachToken NewAttachToken();
 

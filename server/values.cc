@@ -61,10 +61,23 @@ storage::BulkValue* Context::BulkOf(const storage::Entry* entry) const {
 }
 
 storage::BulkValue* Context::ReachableOf(const storage::Entry* entry) const {
-  if (entry != nullptr && entry->has(storage::Entry::kBulk) && entry->bulk()->OnOneOf(reach())) {
+  if (entry != nullptr && entry->has(storage::Entry::kBulk) && entry->bulk()->device() != nullptr) {
+    storage::BulkValue* const value = entry->bulk();
+    if (value->OnOneOf(reach()) || (value->OnDeviceForNics() && ReachesByNics())) return value;
+  }
+  return BulkOf(entry);
+}
+
+storage::BulkValue* Context::MovableOf(const storage::Entry* entry) const {
+  if (entry != nullptr && entry->has(storage::Entry::kBulk) && entry->bulk()->OnDeviceForNics()) {
     return entry->bulk();
   }
   return BulkOf(entry);
+}
+
+bool Context::ReachesByNics() const {
+  const Session* const session = connection.session();
+  return session != nullptr && session->reaches_by_nics();
 }
 
 void Context::OutOfMemory(const std::string& why) {

@@ -53,6 +53,8 @@ class BulkValue : public PolicyItem {
   bool OnOneOf(DeviceSet devices) const {
     return device() != nullptr && (devices >> device_number() & 1) != 0;
   }
+  // On a device, and in a region that clients' NICs read.
+  bool OnDeviceForNics() const { return device() != nullptr && extent_.region->exported(); }
   protocol::Tier tier() const { return extent_.region->tier(); }
   std::optional<uint32_t> crc() const { return crc_; }
   // Hash of the key whose entry refers to this value; changes on RENAME.

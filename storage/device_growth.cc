@@ -69,6 +69,14 @@ void DeviceGrowth::Probe(size_t device) {
   changed_.NotifyAll();
 }
 
+void DeviceGrowth::Do(size_t device, std::function<void()> task) {
+  {
+    MutexLock lock(mu_);
+    devices_[device].tasks.push_back(std::move(task));
+  }
+  changed_.NotifyAll();
+}
+
 void DeviceGrowth::Discard(size_t device, std::shared_ptr<const Region> region) {
   {
     MutexLock lock(mu_);
@@ -82,13 +90,21 @@ void DeviceGrowth::Run(size_t device) {
     bool grow = false, probe = false;
     uint64_t bytes = 0;
     std::vector<std::shared_ptr<const Region>> discarded;
+    std::function<void()> task;
     {
       MutexLock lock(mu_);
       Device& of = devices_[device];
-      while (!of.growing && !of.probe && of.discarded.empty() && !stop_) changed_.Wait(mu_);
+      while (!of.growing && !of.probe && of.discarded.empty() && of.tasks.empty() && !stop_) {
+        changed_.Wait(mu_);
+      }
       if (stop_) return;
       discarded.swap(of.discarded);
       grow = of.growing;
+      // One at a time: who waits for a region does not wait for all of them.
+      if (!grow && !of.tasks.empty()) {
+        task = std::move(of.tasks.front());
+        of.tasks.pop_front();
+      }
       probe = std::exchange(of.probe, false);
       bytes = of.bytes;
       of.busy = true;
@@ -96,6 +112,8 @@ void DeviceGrowth::Run(size_t device) {
     discarded.clear();
     if (probe) hooks_.probe(device);
     if (grow) hooks_.make(device, bytes);
+    if (task) task();
+    task = nullptr;  // with what it held, before the device counts as idle
     Calls calls;
     {
       MutexLock lock(mu_);

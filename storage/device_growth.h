@@ -1,5 +1,6 @@
-// Makes a pool's regions on devices and lets go of them.  A driver takes milliseconds for that, or
-// never answers: each device has a thread for it, and nobody else calls the driver.
+// Makes a pool's regions on devices, shows them to NICs, and lets go of them.  A driver takes
+// milliseconds for that, or never answers: each device has a thread for it, and nobody else calls
+// the driver.
 //
 //   Start()  a region is being made there, one at a time -> Wait(): who wants to have it
 //   made, or refused -> those who wait are called, and look again
@@ -13,6 +14,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <thread>
@@ -48,6 +50,9 @@ class DeviceGrowth {
   bool Start(size_t device, uint64_t bytes) EXCLUDES(mu_);
   // The device's thread sees whether it answers, unless it is busy.
   void Probe(size_t device) EXCLUDES(mu_);
+  // Calls on the device's thread, after the regions that are waited for; not at all once all has
+  // stopped.
+  void Do(size_t device, std::function<void()> task) EXCLUDES(mu_);
   // Lets go of a region of that device on the device's thread, which may be the last that has it.
   void Discard(size_t device, std::shared_ptr<const Region> region) EXCLUDES(mu_);
 
@@ -67,7 +72,8 @@ class DeviceGrowth {
     bool growing = false;
     bool silent = false;
     bool probe = false;
-    bool busy = false;  // its thread is within a hook, or lets go of regions
+    bool busy = false;  // its thread is within a hook or a task, or lets go of regions
+    std::deque<std::function<void()>> tasks;
     std::vector<std::shared_ptr<const Region>> discarded;
     uint64_t bytes = 0;
     int64_t started_ms = 0;

@@ -31,6 +31,11 @@ class DeviceMemory {
     std::array<char, 64> opaque{};
     UniqueFd fd;
   };
+  // Memory of a device as a file that drivers of NICs take (dma-buf), and where in it that begins.
+  struct Dmabuf {
+    UniqueFd fd;
+    uint64_t offset = 0;
+  };
   // One contiguous range, given back when it is destroyed.
   class Range {
    public:
@@ -39,6 +44,10 @@ class DeviceMemory {
     virtual char* data() const = 0;
     virtual uint64_t bytes() const = 0;
     virtual Result<Handle> Export() const = 0;
+    // All of it, as often as wanted.  A NIC that was given it goes on reaching that memory,
+    // whatever is there later: it lets go of it before the range does.  kUnavailable where there is
+    // no such way.
+    virtual Result<Dmabuf> ExportDmabuf() const = 0;
   };
 
   virtual ~DeviceMemory() = default;

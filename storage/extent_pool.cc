@@ -270,6 +270,7 @@ std::vector<RegionInfo> ExtentPool::Regions() const {
     info.session = region->session;
     info.draining = region->draining;
     info.exported = region->exported && !region->exporting;
+    info.export_error = region->export_error;
     info.huge_pages = region->region->huge_pages();
     if (region->region->device() != nullptr) info.device = region->region->device()->name();
     info.bytes = region->region->bytes();

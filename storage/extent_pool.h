@@ -16,7 +16,8 @@
 // reserved there and did not commit may be written to by a copy of its that is on the way: it is free
 // only when the client said that it is done with it, or WriterGone() that it is done with everything.
 //
-// Regions on devices are made by threads of their own (DeviceGrowth): nobody else calls a driver.
+// Regions on devices are made, exported and withdrawn by threads of their own (DeviceGrowth):
+// nobody else calls a driver.
 //
 // Threads: any; mu_ is a leaf lock but for DeviceGrowth's, adding_ is taken before it.  The budget must
 // outlive the pool; the pool must outlive every handle.
@@ -68,6 +69,7 @@ struct RegionInfo {
   SessionId session = kNoSession;  // an arena's writer, while its session lives
   bool draining = false;
   bool exported = false;  // and not yet withdrawn
+  std::string export_error;  // why it is not; empty: it was not tried yet
   bool huge_pages = false;
   std::string device;  // its name, of a region that is on one
   uint64_t bytes = 0;
@@ -139,13 +141,14 @@ class ExtentPool {
   // --- upkeep, on a background thread --------------------------------------------------------
   // Called without locks for regions clients should unmap.  Set once, before the first use.
   void set_on_gone(std::function<void(uint32_t region)> on_gone) { on_gone_ = std::move(on_gone); }
-  // Makes regions reachable from outside: each once all of its memory was faulted in (and an arena was
-  // sealed), until it is empty and about to go.  Set once, before the first use; no upkeep may be under
-  // way any more when the exporter goes, which is before the pool.
-  void set_exporter(Exporter* exporter) { exporter_ = exporter; }
+  // Makes regions reachable from outside: each once all of its memory was faulted in (and an arena
+  // was sealed), until it is empty and about to go.  Set once, before the first use, and to null
+  // before the exporter goes, which is before the pool and when no upkeep is under way any more:
+  // that waits for the threads of devices to be out of it.
+  void set_exporter(Exporter* exporter) EXCLUDES(mu_);
   // Does one slice of what is due: faulting memory in, making the next region ahead of need,
-  // exporting and withdrawing one, giving up empty ones.  True when there is more to do at once.
-  // `populate_bytes` is about how much memory that slice may fault in.
+  // exporting and withdrawing one (one on a device: that begins), giving up empty ones.  True when
+  // there is more to do at once. `populate_bytes` is about how much memory that slice may fault in.
   bool Maintain(uint64_t populate_bytes = kPopulateSlice);
   static constexpr uint64_t kPopulateSlice = 32ull << 20;
   // What follows, but for Draining() and GiveUpEmpty(), is about DRAM alone: in CXL memory nobody
@@ -201,6 +204,8 @@ class ExtentPool {
     bool export_tried = false;
     bool exported = false;   // being exported, exported, or being withdrawn: it cannot be given up
     bool exporting = false;
+    bool withdrawing = false;
+    std::string export_error;
     uint64_t populated = 0;  // bytes faulted in ahead, from the start
     uint64_t extents = 0;
     std::chrono::steady_clock::time_point progress;  // of its draining
@@ -259,6 +264,14 @@ class ExtentPool {
   bool PopulateSlice(uint64_t bytes) EXCLUDES(mu_);
   bool ExportOne() EXCLUDES(mu_);
   bool WithdrawOne() EXCLUDES(mu_);
+  void ExportNow(const std::shared_ptr<Region>& region) EXCLUDES(mu_);
+  void WithdrawNow(const std::shared_ptr<Region>& region) EXCLUDES(mu_);
+  // Here and now, or on the thread of the region's device.
+  void RunFor(std::shared_ptr<Region> region,
+              void (ExtentPool::*act)(const std::shared_ptr<Region>&)) EXCLUDES(mu_);
+  // Null: there is none (any more).  Else LeaveExporter() follows.
+  Exporter* EnterExporter() EXCLUDES(mu_);
+  void LeaveExporter() REQUIRES(mu_);
   void GrowAhead(Tier tier) EXCLUDES(mu_);
   void FreeExtent(const Extent& extent) REQUIRES(mu_);
 
@@ -271,12 +284,14 @@ class ExtentPool {
   MemoryBudget* const budgets_[protocol::kTiers];  // null: there is no such tier; kGpu: see devices_
   const std::vector<PoolDevice> devices_;
   std::function<void(uint32_t)> on_gone_;
-  Exporter* exporter_ = nullptr;
   std::unique_ptr<GenerationTable> generations_;  // its free list under mu_
 
   // Who finds no room waits for the region that another thread adds.  Before mu_.
   mutable Mutex adding_;
   mutable Mutex mu_;
+  Exporter* exporter_ GUARDED_BY(mu_) = nullptr;
+  int within_exporter_ GUARDED_BY(mu_) = 0;
+  CondVar exporter_left_;
   std::unordered_map<uint32_t, std::unique_ptr<PoolRegion>> regions_ GUARDED_BY(mu_);
   // Regions new extents may come from: shared ones by tier, and arenas by session.
   Shared shared_[protocol::kTiers] GUARDED_BY(mu_);

@@ -89,10 +89,9 @@ void ExtentPool::MakeDeviceRegion(size_t device, uint64_t bytes) {
   auto added =
       std::make_unique<PoolRegion>(std::shared_ptr<Region>(std::move(*region)), kNoSession);
   budget.AdjustRegion(static_cast<int64_t>(added->region->bytes() - bytes));
-  // All of it is there, and no other device reaches it.
+  // All of it is there.
   added->populating = false;
   added->populated = added->region->bytes();
-  added->export_tried = true;
   MutexLock lock(mu_);
   Shared& shared = this->shared(Tier::kGpu, device);
   shared.pause = {};
@@ -126,6 +125,7 @@ void ExtentPool::GiveUpDevice(size_t device) {
     if (region->region->device() != nullptr && region->region->device_number() == device &&
         !region->draining) {
       DrainRegion(*region);
+      region->region->set_exported(false);  // what is still there comes from nowhere
     }
   }
 }

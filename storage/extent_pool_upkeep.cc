@@ -1,6 +1,5 @@
 // ExtentPool: what the background thread does with regions, from faulting them in to giving them up.
 #include <algorithm>
-#include <optional>
 #include <utility>
 
 #include "storage/exporter.h"
@@ -55,12 +54,36 @@ bool ExtentPool::PopulateSlice(uint64_t bytes) {
   return true;
 }
 
+void ExtentPool::set_exporter(Exporter* exporter) {
+  MutexLock lock(mu_);
+  exporter_ = exporter;
+  while (exporter == nullptr && within_exporter_ > 0) exporter_left_.Wait(mu_);
+}
+
+Exporter* ExtentPool::EnterExporter() {
+  MutexLock lock(mu_);
+  if (exporter_ != nullptr) ++within_exporter_;
+  return exporter_;
+}
+
+void ExtentPool::LeaveExporter() {
+  if (--within_exporter_ == 0) exporter_left_.NotifyAll();
+}
+
+// A driver that hangs holds up nothing but its device.
+void ExtentPool::RunFor(std::shared_ptr<Region> region,
+                        void (ExtentPool::*act)(const std::shared_ptr<Region>&)) {
+  if (region->device() == nullptr) return (this->*act)(region);
+  const size_t device = region->device_number();
+  growth_->Do(device, [this, act, region = std::move(region)] { (this->*act)(region); });
+}
+
 // One at a time, as it takes a tenth of a second per GiB: eviction has its turns in between.
 bool ExtentPool::ExportOne() {
-  if (exporter_ == nullptr) return false;
   std::shared_ptr<Region> region;
   {
     MutexLock lock(mu_);
+    if (exporter_ == nullptr) return false;
     for (const auto& [id, candidate] : regions_) {
       const bool shared = candidate->region->kind() == Region::Kind::kShared;
       if (candidate->draining || candidate->export_tried || (!shared && !candidate->sealed) ||
@@ -75,29 +98,53 @@ bool ExtentPool::ExportOne() {
     }
   }
   if (region == nullptr) return false;
-  const bool exported = exporter_->Export(region).has_value();
+  RunFor(std::move(region), &ExtentPool::ExportNow);
+  return true;
+}
+
+void ExtentPool::ExportNow(const std::shared_ptr<Region>& region) {
+  Exporter* const exporter = EnterExporter();
+  Status exported = Fail(ErrorCode::kUnavailable, "there is no exporter any more");
+  if (exporter != nullptr) exported = exporter->Export(region);
   MutexLock lock(mu_);
   PoolRegion& tried = *regions_.at(region->id());
-  tried.exported = exported;
+  tried.exported = exported.has_value();
   tried.exporting = false;
-  return true;
+  if (!exported) tried.export_error = std::move(exported.error().message);
+  // One that drains has a device that was lost meanwhile.
+  region->set_exported(tried.exported && !tried.draining);
+  if (exporter != nullptr) LeaveExporter();
 }
 
 // Likewise: a client that does not answer is waited for.
 bool ExtentPool::WithdrawOne() {
-  if (exporter_ == nullptr) return false;
-  std::optional<uint32_t> leaving;
+  std::shared_ptr<Region> leaving;
   {
     MutexLock lock(mu_);
+    if (exporter_ == nullptr) return false;
     for (const auto& [id, region] : regions_) {
-      if (region->draining && region->extents == 0 && region->exported) leaving = id;
+      if (!region->draining || region->extents > 0 || !region->exported || region->exporting ||
+          region->withdrawing) {
+        continue;
+      }
+      region->withdrawing = true;
+      leaving = region->region;
+      break;
     }
   }
-  if (!leaving) return false;
-  exporter_->Withdraw(*leaving);
-  MutexLock lock(mu_);
-  regions_.at(*leaving)->exported = false;
+  if (leaving == nullptr) return false;
+  RunFor(std::move(leaving), &ExtentPool::WithdrawNow);
   return true;
+}
+
+void ExtentPool::WithdrawNow(const std::shared_ptr<Region>& region) {
+  region->set_exported(false);
+  Exporter* const exporter = EnterExporter();
+  if (exporter != nullptr) exporter->Withdraw(region->id());
+  MutexLock lock(mu_);
+  PoolRegion& withdrawn = *regions_.at(region->id());
+  withdrawn.exported = withdrawn.withdrawing = false;
+  if (exporter != nullptr) LeaveExporter();
 }
 
 bool ExtentPool::GiveUpEmpty() {

@@ -13,6 +13,7 @@
 // gone before it is destroyed (ExtentPool sees to that).
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -73,6 +74,11 @@ class Region {
   // count as writers for F_SEAL_WRITE, even read-only ones.)
   int read_fd() const { return read_fd_.get(); }
 
+  // NICs of clients may read it where it is (Exporter).  The pool says so, as long as values there
+  // are told of.
+  bool exported() const { return exported_.load(std::memory_order_relaxed); }
+  void set_exported(bool exported) { exported_.store(exported, std::memory_order_relaxed); }
+
   // Faults [offset, offset + length) in, with huge pages where possible.  Safe while the bytes
   // are in use.  False when memory is short.  Blocks: 0.1 to 2 ms per 2 MiB.
   bool Populate(size_t offset, size_t length) const;
@@ -99,6 +105,7 @@ class Region {
   size_t device_number_ = 0;
   std::unique_ptr<DeviceMemory::Range> range_;
   DeviceMemory::Handle handle_;
+  std::atomic<bool> exported_{false};
 };
 
 // Maps `bytes` of `fd` at an address aligned for huge pages; null and errno on failure.

@@ -10,6 +10,8 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "rdma/ibverbs.h"
 #include "tests/client/live_server.h"
@@ -29,21 +31,23 @@ class RdmaTransportTest : public testing::Test {
   }
   ~RdmaTransportTest() override { rdma::ReplaceVerbs(nullptr); }
 
-  void StartServer(LiveServer::Settings settings = {}, int port = 0) {
+  // `gpus`: the server's.
+  void StartServer(LiveServer::Settings settings = {}, int port = 0,
+                   std::vector<gpu::Device*> gpus = {}) {
     rdma::ReplaceVerbs(
         [this]() -> Result<std::unique_ptr<rdma::Verbs>> { return fabric_.Host("server"); });
-    server_ = std::make_unique<LiveServer>(settings, port);
+    server_ = std::make_unique<LiveServer>(settings, port, nullptr, std::move(gpus));
     rdma::ReplaceVerbs(
         [this]() -> Result<std::unique_ptr<rdma::Verbs>> { return fabric_.Host("client"); });
     AwaitRegistered();
   }
-  // Until then what is in new regions goes over tcp.
+  // Until then what is in new regions goes over tcp.  Those of GPUs are other tests' concern.
   void AwaitRegistered() {
     EXPECT_TRUE(Eventually([this] {
       const auto regions = server_->tenant().pool().Regions();
       return !regions.empty() &&
              std::all_of(regions.begin(), regions.end(), [](const storage::RegionInfo& region) {
-               return region.exported || region.draining;
+               return region.exported || region.draining || !region.device.empty();
              });
     }));
   }

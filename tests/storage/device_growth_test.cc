@@ -40,6 +40,10 @@ class DeviceGrowthTest : public testing::Test {
     while (held_[device]) changed_.Wait(mu_);
     ++made_[device];
   }
+  int begun(size_t device) {
+    MutexLock lock(mu_);
+    return begun_[device];
+  }
   void AwaitBegun(size_t device) {
     MutexLock lock(mu_);
     while (begun_[device] == 0) changed_.Wait(mu_);
@@ -186,6 +190,35 @@ TEST_F(DeviceGrowthTest, RegionsGoOnTheDevicesThread) {
   EXPECT_GT(device.allocated(), 0u);
   Hold(0, false);
   EXPECT_TRUE(Eventually([&] { return device.allocated() == 0; }));
+}
+
+TEST_F(DeviceGrowthTest, TasksAreTheDevicesThreadsAfterRegionsThatAreWaitedFor) {
+  std::atomic<int> done{0};
+  std::thread::id by;
+  growth_.Do(0, [&] {
+    by = std::this_thread::get_id();
+    ++done;
+  });
+  EXPECT_TRUE(Eventually([&] { return done == 1; }));
+  EXPECT_NE(by, std::this_thread::get_id());
+  Hold(0, true);
+  EXPECT_TRUE(growth_.Start(0, 1));
+  AwaitBegun(0);
+  for (int i = 0; i < 3; ++i) growth_.Do(0, [&] { ++done; });
+  growth_.Do(1, [&] { ++done; });
+  EXPECT_TRUE(Eventually([&] { return done == 2; })) << "the other device's";
+  EXPECT_EQ(growth_.state(0), State::kGrowing);
+  Hold(0, false);
+  EXPECT_TRUE(Eventually([&] { return done == 5; }));
+  // One that is not begun when all stops is not begun at all.
+  Hold(0, true);
+  EXPECT_TRUE(growth_.Start(0, 1));
+  EXPECT_TRUE(Eventually([&] { return begun(0) == 2; }));
+  growth_.Do(0, [&] { ++done; });
+  growth_.Stop();
+  Hold(0, false);
+  EXPECT_TRUE(growth_.AwaitIdle(kPatience));
+  EXPECT_EQ(done, 5);
 }
 
 // Each who waits is called, and once.

@@ -1,6 +1,6 @@
 // A device for tests of storage: its memory is where the processor must not touch it (that ends the
-// test), and only Copy() knows the way there.  It can be told to stop, to have no memory, to fail and
-// to be lost.
+// test), and only Copy() and its dma-buf (a memory file) know the way there.  It can be told to
+// stop, to have no memory, to fail and to be lost.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -81,6 +81,20 @@ class FakeDevice : public DeviceMemory {
     allocations_held_ = held;
     changed_.NotifyAll();
   }
+  // Exports of dma-bufs do not return, or say that there are none.
+  void HoldDmabufs(bool held) {
+    MutexLock lock(mu_);
+    dmabufs_held_ = held;
+    changed_.NotifyAll();
+  }
+  void RefuseDmabufs(bool refuse) {
+    MutexLock lock(mu_);
+    refuses_dmabufs_ = refuse;
+  }
+  uint64_t dmabufs() const {  // that were asked for
+    MutexLock lock(mu_);
+    return dmabufs_;
+  }
   void FailNext(int copies) {
     MutexLock lock(mu_);
     fail_next_ = copies;
@@ -140,6 +154,14 @@ class FakeDevice : public DeviceMemory {
       handle.fd.Reset(dup(fd_.get()));
       return handle;
     }
+    Result<Dmabuf> ExportDmabuf() const override {
+      MutexLock lock(device_.mu_);
+      ++device_.dmabufs_;
+      while (device_.dmabufs_held_ && !device_.lost_) device_.changed_.Wait(device_.mu_);
+      if (device_.lost_) return Lost();
+      if (device_.refuses_dmabufs_) return Fail(ErrorCode::kUnavailable, "it has no dma-buf");
+      return Dmabuf{UniqueFd(dup(fd_.get())), 0};
+    }
 
    private:
     char* Map(int protection) const {
@@ -176,7 +198,10 @@ class FakeDevice : public DeviceMemory {
   uint64_t allocated_ GUARDED_BY(mu_) = 0;
   uint64_t copies_ GUARDED_BY(mu_) = 0;
   uint64_t allocations_ GUARDED_BY(mu_) = 0;
+  uint64_t dmabufs_ GUARDED_BY(mu_) = 0;
   bool allocations_held_ GUARDED_BY(mu_) = false;
+  bool dmabufs_held_ GUARDED_BY(mu_) = false;
+  bool refuses_dmabufs_ GUARDED_BY(mu_) = false;
   int fail_next_ GUARDED_BY(mu_) = 0;
   bool stopped_ GUARDED_BY(mu_) = false;
   bool lost_ GUARDED_BY(mu_) = false;
