@@ -42,7 +42,7 @@ class VramTenant {
   storage::ValueRef Put(size_t device, uint64_t bytes, uint64_t value) {
     storage::ValueRef put;
     EXPECT_TRUE(Eventually([&] {
-      auto handle = pool->ReserveOnDevice(device, bytes, false, true);
+      auto handle = pool->ReserveOnDevice(device, bytes, storage::kNoSession, true);
       if (!handle) return false;
       std::vector<char> known(bytes);
       FillKnown(known.data(), bytes, value);
