@@ -194,7 +194,7 @@ TEST_F(DeviceExporterTest, ARefusalIsRememberedWithItsReason) {
 }
 
 TEST_F(DeviceExporterTest, AnExporterGoesWhenNoDeviceIsWithinIt) {
-  const ValueRef value = Put(0), more = Put(0, 40 * kMiB);
+  const ValueRef value = Put(0), more = Put(0, 10 * kMiB);
   ASSERT_NE(value->extent().region, more->extent().region);
   devices_[0].HoldDmabufs(true);
   EXPECT_TRUE(Until([&] { return devices_[0].dmabufs() == 1; }));
@@ -219,9 +219,9 @@ TEST_F(DeviceExporterTest, AnExporterGoesWhenNoDeviceIsWithinIt) {
   };
   const auto by_then = exported();
   EXPECT_GE(by_then, 1);
-  const ValueRef later = Put(0, 50 * kMiB);
+  const ValueRef later = Put(0, 8 * kMiB);
   Maintain();
-  const ValueRef last = Put(0, 60 * kMiB);  // the device's thread has done what it was told before
+  const ValueRef last = Put(0, 9 * kMiB);  // the device's thread has done what it was told before
   EXPECT_EQ(exported(), by_then);
 }
 
