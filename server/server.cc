@@ -33,6 +33,8 @@ namespace {
 
 // Descriptors the server needs for itself, besides clients.
 constexpr uint64_t kOwnFds = 64;
+// Those of a client on this host: its connection, its attach socket, and a pidfd of its process.
+constexpr uint64_t kMostFdsOfClient = 3;
 
 std::string FirstLine(const char* path) {
   std::ifstream file(path);
@@ -51,19 +53,22 @@ std::string HostId() {
 
 // Lets as many clients in as the system allows; says so when that is fewer than asked for.
 void RaiseFileLimit(Config& config) {
-  const auto wanted = static_cast<uint64_t>(config.number(Key::kMaxClients)) + kOwnFds;
+  const auto asked = static_cast<uint64_t>(config.number(Key::kMaxClients));
+  const rlim_t wanted = kMostFdsOfClient * asked + kOwnFds;
   rlimit limit{};
   getrlimit(RLIMIT_NOFILE, &limit);
-  if (limit.rlim_cur >= wanted) return;
-  rlimit raised{wanted, std::max<rlim_t>(wanted, limit.rlim_max)};
-  if (setrlimit(RLIMIT_NOFILE, &raised) == 0) return;
-  raised = {limit.rlim_max, limit.rlim_max};
-  setrlimit(RLIMIT_NOFILE, &raised);
-  getrlimit(RLIMIT_NOFILE, &limit);
-  if (limit.rlim_cur >= wanted) return;
+  if (limit.rlim_cur < wanted) {
+    rlimit raised{wanted, std::max(wanted, limit.rlim_max)};
+    if (setrlimit(RLIMIT_NOFILE, &raised) != 0) {
+      raised = {std::min(wanted, limit.rlim_max), limit.rlim_max};
+      setrlimit(RLIMIT_NOFILE, &raised);
+    }
+    getrlimit(RLIMIT_NOFILE, &limit);
+  }
+  if (limit.rlim_cur >= asked + kOwnFds) return;
   const uint64_t clients = limit.rlim_cur > kOwnFds ? limit.rlim_cur - kOwnFds : 1;
   Log(LogLevel::kWarning, "only {} open files are allowed: maxclients is {} instead of {}",
-      limit.rlim_cur, clients, config.number(Key::kMaxClients));
+      limit.rlim_cur, clients, asked);
   [[maybe_unused]] const Status set = config.SetAtStart("maxclients", std::to_string(clients));
 }
 
