@@ -89,20 +89,23 @@ std::vector<std::string> GpuNames(Options::GpuChoice choice) {
 std::string NearestFirst(Options::GpuChoice choice, std::string_view prefer,
                          const gpu::Device& near) {
   std::span<gpu::Device* const> devices;
-  std::string told;
   if (!OpenGpuDevices(choice, &devices).ok()) return std::string(prefer);
+  std::vector<std::pair<gpu::Link, const gpu::Device*>> linked;  // `near` with the best of links
+  for (const gpu::Device* device : devices) {
+    const gpu::Link link = near.LinkTo(*device);
+    if (link != gpu::Link::kNone) linked.emplace_back(link, device);
+  }
+  std::stable_sort(linked.begin(), linked.end(),
+                   [](const auto& a, const auto& b) { return a.first > b.first; });
+  std::string told;
   for (size_t begin = 0; begin <= prefer.size();) {
     const size_t end = std::min(prefer.find(',', begin), prefer.size());
     const std::string_view word = prefer.substr(begin, end - begin);
     begin = end + 1;
     if (!told.empty()) told += ',';
     if (word == "gpu") {
-      told += "gpu:" + near.info().uuid.ToString() + ',';
-      for (const gpu::Link link : {gpu::Link::kNvlink, gpu::Link::kPcie}) {
-        for (const gpu::Device* device : devices) {
-          if (device == &near || near.LinkTo(*device) != link) continue;
-          told += "gpu:" + device->info().uuid.ToString() + ',';
-        }
+      for (const auto& [link, device] : linked) {
+        told += "gpu:" + device->info().uuid.ToString() + ',';
       }
     }
     told += word;
